@@ -1,0 +1,1 @@
+"""Transitions: the robot log and data sets (no torch, no mujoco)."""

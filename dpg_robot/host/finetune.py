@@ -1,0 +1,144 @@
+"""Fine-tuning of denoiser, baseline and policy on logged transitions, mixed with simulation."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from dpg_robot.config import setting
+from dpg_robot.learning.denoiser import action_after_outcome
+from dpg_robot.learning.learner import Learner
+from dpg_robot.learning.replay import Batch, ReplayBuffer
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Settings of fine-tuning."""
+
+    updates: int = setting(3_000, "gradient updates")
+    robot_share: float = setting(0.5, "share of each batch that comes from the robot; the rest is simulation")
+    held_out_every: int = setting(3, "every so many episodes one is kept for judging", unit="episodes")
+    learning_rate_factor: float = setting(0.3, "factor on the step sizes of pretraining")
+    improve_policy_after: int = setting(1_000, "updates of denoiser and baseline alone before the policy follows", unit="updates")
+    seed: int = setting(0, "seed of sampling")
+
+    def __post_init__(self) -> None:
+        if not 0 < self.robot_share <= 1:
+            raise ValueError(f"robot_share must be in (0, 1], got {self.robot_share}")
+        if self.held_out_every < 2:
+            raise ValueError(f"held_out_every must be 2 or more, got {self.held_out_every}")
+        if self.updates < 1:
+            raise ValueError(f"updates must be 1 or more, got {self.updates}")
+        if not self.learning_rate_factor > 0:
+            raise ValueError(f"learning_rate_factor must be positive, got {self.learning_rate_factor}")
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How well a learner explains transitions that it has not learned from.
+
+    Attributes:
+        denoising_error: root mean square error of the denoised actions, told the outcome, at a middle sigma.
+        denoising_error_without_outcome: the same, not told the outcome.
+        td_error: root mean square of target minus baseline, in units of return per reward step.
+        transitions: number of transitions judged.
+    """
+
+    denoising_error: float
+    denoising_error_without_outcome: float
+    td_error: float
+    transitions: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures as plain numbers."""
+        return asdict(self)
+
+
+@torch.no_grad()
+def judge(learner: Learner, held_out: Batch, *, repeats: int = 16, seed: int = 0) -> Judgement:
+    """Measure denoising and TD error on held-out transitions.
+
+    The noise is the same for every learner that is judged with the same seed.
+
+    Args:
+        learner: the networks to judge.
+        held_out: N transitions.
+        repeats: draws of noise for each transition.
+        seed: seed of the noise.
+    """
+    generator = torch.Generator(learner.device).manual_seed(seed)
+    sigma_value = (learner.config.sigma_min * learner.config.sigma_max) ** 0.5
+    sigma = torch.full((len(held_out), 1), sigma_value, device=learner.device)
+    outcome = learner.outcome(held_out)
+    value = learner.baseline(held_out.observation, held_out.action, torch.zeros_like(sigma)).mean(0)
+    sums = torch.zeros(3, dtype=torch.float64)
+    for _ in range(repeats):
+        noise = torch.randn(held_out.action.shape, generator=generator, device=learner.device)
+        noised_action = held_out.action + sigma_value * noise
+        told, untold = action_after_outcome(learner.denoiser, noised_action, sigma, held_out.observation, outcome)
+        target = learner.target(held_out, generator)
+        errors = [(told - held_out.action), (untold - held_out.action), (target - value) / learner.config.reward_scale]
+        sums += torch.stack([error.square().mean().double().cpu() for error in errors])
+    denoising, denoising_without_outcome, td = (sums / repeats).sqrt().tolist()
+    return Judgement(denoising, denoising_without_outcome, td, len(held_out))
+
+
+def finetune(
+    learner: Learner,
+    robot: Batch,
+    simulation: ReplayBuffer,
+    config: FinetuneConfig,
+    folder: str | Path | None = None,
+    show_progress: bool = True,
+) -> dict[str, float]:
+    """Fine-tune a learner in place.
+
+    Denoiser and baseline go first, on batches of which a share comes from the robot; then the policy follows the new slopes.
+    The normalizers stay as they are, so that the meaning of the networks' inputs does not jump.
+
+    Args:
+        learner: a pretrained learner.
+        robot: transitions of the robot to learn from.
+        simulation: transitions of simulation.
+        config: settings.
+        folder: where TensorBoard events go, or None.
+        show_progress: whether to show a progress bar.
+
+    Returns:
+        Means of the last hundred updates' metrics.
+    """
+    generator = torch.Generator().manual_seed(config.seed)
+    rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in learner.optimizers.items()}
+    _set_rates(learner, {name: rate * config.learning_rate_factor for name, rate in rates.items()})
+    from_robot = max(1, round(config.robot_share * learner.config.batch_size))
+    writer = SummaryWriter(str(folder)) if folder is not None else None
+    recent: list[dict[str, Tensor]] = []
+    try:
+        for update in tqdm(range(config.updates), unit="update", disable=not show_progress):
+            index = torch.randint(len(robot), (from_robot,), generator=generator)
+            batch = robot.select(index)
+            if from_robot < learner.config.batch_size:
+                batch = batch.concatenate(simulation.sample(learner.config.batch_size - from_robot, generator))
+            metrics = learner.update(batch, improve_policy=update >= config.improve_policy_after)
+            recent = [*recent[-99:], metrics]
+            if writer is not None and update % 100 == 99:
+                for name, value in metrics.items():
+                    writer.add_scalar(f"finetune/{name}", float(value), update + 1)
+    finally:
+        _set_rates(learner, rates)
+        if writer is not None:
+            writer.close()
+    names = {name for metrics in recent for name in metrics}
+    return {name: float(torch.stack([m[name] for m in recent if name in m]).mean()) for name in sorted(names)}
+
+
+def _set_rates(learner: Learner, rates: dict[str, float]) -> None:
+    for name, rate in rates.items():
+        for group in learner.optimizers[name].param_groups:
+            group["lr"] = rate

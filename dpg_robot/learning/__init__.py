@@ -1,0 +1,1 @@
+"""Policy, denoiser, baseline, the denoised action gradient, and the learner (torch)."""

@@ -1,0 +1,95 @@
+"""Checkpoints: everything that training needs to go on exactly where it was, without pickle.
+
+A checkpoint is a folder: one safetensors file per part, and ``state.json``. It appears under its name only when it is whole.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dpg_robot.errors import CheckpointError, did_you_mean
+from dpg_robot.files import new_folder
+
+FORMAT_VERSION = 1
+_STATE_FILE = "state.json"
+
+
+def save_checkpoint(folder: str | Path, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
+    """Write a checkpoint as a new folder.
+
+    Args:
+        folder: path that does not exist yet, in an existing folder.
+        tensors: named parts, each a flat dictionary of tensors.
+        state: everything else, as JSON values.
+
+    Raises:
+        CheckpointError: the folder exists, or the disk is full or refuses; nothing is left behind then.
+    """
+    try:
+        with new_folder(folder) as temporary:
+            for part, values in tensors.items():
+                save_file(
+                    {name: value.detach().contiguous().cpu() for name, value in values.items()}, temporary / f"{part}.safetensors"
+                )
+            text = json.dumps({"format_version": FORMAT_VERSION, "parts": sorted(tensors), "state": state}, indent=1)
+            (temporary / _STATE_FILE).write_text(text)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"checkpoint {folder} could not be written: {error}. Earlier checkpoints are untouched.") from error
+
+
+def load_checkpoint(folder: str | Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """Read what :func:`save_checkpoint` wrote: the parts and the state.
+
+    Raises:
+        CheckpointError: missing, incomplete, damaged or of another version.
+    """
+    folder = Path(folder)
+    state_file = folder / _STATE_FILE
+    if not state_file.is_file():
+        siblings = [item.name for item in folder.parent.glob("*")] if folder.parent.is_dir() else []
+        raise CheckpointError(f"{folder} is not a checkpoint: it has no {_STATE_FILE}.{did_you_mean(folder.name, siblings)}")
+    try:
+        content = json.loads(state_file.read_text())
+        version = content["format_version"]
+        if version != FORMAT_VERSION:
+            raise CheckpointError(
+                f"checkpoint {folder} has format version {version}; this program reads version {FORMAT_VERSION}. "
+                "Use the version of dpg-robot that wrote it."
+            )
+        tensors = {part: load_file(folder / f"{part}.safetensors") for part in content["parts"]}
+        return tensors, content["state"]
+    except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"checkpoint {folder} is incomplete or damaged: {error}") from error
+
+
+def load_into(module: torch.nn.Module, tensors: dict[str, Tensor], what: str) -> None:
+    """Load tensors into a module; raises CheckpointError that names what does not fit."""
+    try:
+        module.load_state_dict(tensors, strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"{what} does not fit these networks (other sizes or another task?): {error}") from error
+
+
+def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return an optimizer's per-parameter state as a flat dictionary ``<index>.<name>`` of tensors."""
+    state = optimizer.state_dict()["state"]
+    return {f"{index}.{name}": torch.as_tensor(value) for index, values in state.items() for name, value in values.items()}
+
+
+def unflatten_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Put back what :func:`flatten_optimizer` returned; raises CheckpointError when it does not fit."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    try:
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    except ValueError as error:
+        raise CheckpointError(f"optimizer state does not fit: {error}") from error

@@ -1,0 +1,206 @@
+"""Export of a policy to the one artifact that a robot runs, ``policy.onnx``, and the proof that both compute the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dpg_robot.contract import Contract
+from dpg_robot.errors import PolicyFileError
+from dpg_robot.files import write_atomically
+from dpg_robot.learning.policy import Policy
+from dpg_robot.policy_file import METADATA_KEY, OPSET, GoldenVectors, PolicyMetadata, hash_graph
+
+PARITY_TOLERANCE = 1e-5
+_GOLDEN_CASES = 16
+_INPUTS = ("measurement", "history_in")
+_OUTPUTS = ("command", "action", "history_out")
+
+
+class DeployedPolicy(nn.Module):
+    """Everything between sensor and actuator: features, history, normalizer, policy, scaling and limits.
+
+    Args:
+        policy: the trained policy.
+        contract: channels, limits and history.
+    """
+
+    low: Tensor
+    high: Tensor
+    columns: Tensor
+
+    def __init__(self, policy: Policy, contract: Contract) -> None:
+        super().__init__()
+        self.policy = policy
+        self.contract = contract
+        self.register_buffer("low", torch.tensor(contract.command_low, dtype=torch.float32))
+        self.register_buffer("high", torch.tensor(contract.command_high, dtype=torch.float32))
+
+    def forward(self, measurement: Tensor, history_in: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return command (N, C), action (N, A) and the next history (N, H) for measurement (N, M) and history (N, H)."""
+        features = self._features(measurement)
+        seen = self.contract.history * self.contract.frame_size
+        action = self.policy.mean_action(torch.cat([features, history_in[:, :seen]], dim=1))
+        command = torch.clamp(self.low + (action + 1.0) * 0.5 * (self.high - self.low), self.low, self.high)
+        older = history_in[:, : self.contract.history_size - self.contract.frame_size]
+        return command, action, torch.cat([features, action, older], dim=1)
+
+    def _features(self, measurement: Tensor) -> Tensor:
+        functions = {"identity": lambda x: x, "cos": torch.cos, "sin": torch.sin}
+        columns = self.contract.feature_columns()
+        return torch.stack(
+            [
+                functions[feature.kind](measurement[:, column])
+                for feature, column in zip(self.contract.features, columns, strict=True)
+            ],
+            dim=1,
+        )
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export produced and how it was checked.
+
+    Attributes:
+        path: the policy file.
+        policy_id: its id.
+        parity_samples: random measurements on which torch and ONNX were compared.
+        max_action_error: largest absolute difference of actions.
+        max_command_error: largest absolute difference of commands, as a share of half the command range.
+        bytes: size of the file.
+    """
+
+    path: str
+    policy_id: str
+    parity_samples: int
+    max_action_error: float
+    max_command_error: float
+    bytes: int
+
+
+def export_policy(
+    policy: Policy,
+    contract: Contract,
+    path: str | Path,
+    *,
+    training: dict[str, Any] | None = None,
+    parity_samples: int = 10_000,
+    seed: int = 0,
+) -> ExportReport:
+    """Write ``policy.onnx`` and, beside it, ``<name>.export.json`` with the report.
+
+    The file is compared with torch on random measurements before it gets its name.
+
+    Args:
+        policy: the trained policy.
+        contract: channels, units, limits, rate and history.
+        path: where to write.
+        training: summary to store in the file, JSON values.
+        parity_samples: random measurements to compare on.
+        seed: seed of the random measurements and golden vectors.
+
+    Raises:
+        PolicyFileError: torch and ONNX differ by more than ``PARITY_TOLERANCE``.
+        OSError: the file could not be written; nothing is left behind.
+    """
+    path = Path(path)
+    device = next(policy.parameters()).device
+    deployed = DeployedPolicy(policy, contract).cpu().eval()
+    try:
+        model = _to_onnx(deployed)
+        measurement, history = _random_inputs(deployed, parity_samples, np.random.default_rng(seed))
+        wanted = _run_torch(deployed, measurement, history)
+        golden = GoldenVectors(
+            measurement[:_GOLDEN_CASES], history[:_GOLDEN_CASES], *(output[:_GOLDEN_CASES] for output in wanted)
+        )
+    finally:
+        policy.to(device)
+    metadata = PolicyMetadata(contract, hash_graph(model), golden, training or {}, _git_commit())
+    onnx.helper.set_model_props(model, {METADATA_KEY: metadata.to_json()})
+    content = model.SerializeToString()
+    action_error, command_error = _compare(content, contract, measurement, history, wanted)
+    if max(action_error, command_error) >= PARITY_TOLERANCE:
+        raise PolicyFileError(
+            f"{path} was not written: torch and ONNX differ by {action_error:.3g} (action) and {command_error:.3g} (command, "
+            f"share of half its range) on {parity_samples} random measurements; allowed is {PARITY_TOLERANCE:g}"
+        )
+    write_atomically(path, content)
+    report = ExportReport(str(path), metadata.policy_id, parity_samples, action_error, command_error, len(content))
+    write_atomically(path.with_suffix(".export.json"), json.dumps(dataclasses.asdict(report), indent=1).encode())
+    return report
+
+
+def _to_onnx(deployed: DeployedPolicy) -> onnx.ModelProto:
+    contract = deployed.contract
+    example = (torch.zeros(1, contract.num_measurements), torch.zeros(1, contract.history_size))
+    program = torch.onnx.export(
+        deployed, example, input_names=_INPUTS, output_names=_OUTPUTS, opset_version=OPSET, dynamo=True, verbose=False
+    )
+    assert program is not None, "the dynamo exporter returns a program"
+    return program.model_proto
+
+
+def _random_inputs(
+    deployed: DeployedPolicy, count: int, random: np.random.Generator
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return measurements (K, M) and histories (K, H) spread as widely as those seen in training, and wider."""
+    contract, normalizer = deployed.contract, deployed.policy.normalizer
+    mean, std = normalizer.mean.numpy(), normalizer.variance.sqrt().numpy()
+    measurement = 3.0 * random.standard_normal((count, contract.num_measurements))
+    for index, feature in enumerate(contract.features):
+        if feature.kind == "identity":
+            column = contract.measurement_names.index(feature.channel)
+            measurement[:, column] = mean[index] + 2.0 * std[index] * random.standard_normal(count)
+    frames = random.standard_normal((count, max(1, contract.history), contract.frame_size))
+    features = contract.num_features
+    frames[:, :, :features] = mean[:features] + 2.0 * std[:features] * frames[:, :, :features]
+    frames[:, :, features:] = np.clip(frames[:, :, features:], -1.0, 1.0)
+    return measurement.astype(np.float32), frames.reshape(count, -1).astype(np.float32)
+
+
+@torch.no_grad()
+def _run_torch(
+    deployed: DeployedPolicy, measurement: NDArray[np.float32], history: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], ...]:
+    return tuple(output.numpy() for output in deployed(torch.from_numpy(measurement), torch.from_numpy(history)))
+
+
+def _compare(
+    content: bytes,
+    contract: Contract,
+    measurement: NDArray[np.float32],
+    history: NDArray[np.float32],
+    wanted: tuple[NDArray[np.float32], ...],
+) -> tuple[float, float]:
+    """Return the largest absolute errors of action and of command (as a share of half its range)."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    half_range = 0.5 * (contract.command_high - contract.command_low)
+    action_error = command_error = 0.0
+    for index in range(len(measurement)):
+        rows = slice(index, index + 1)
+        command, action = session.run(["command", "action"], {"measurement": measurement[rows], "history_in": history[rows]})
+        action_error = max(action_error, float(np.abs(action - wanted[1][rows]).max()))
+        command_error = max(command_error, float((np.abs(command - wanted[0][rows]) / half_range).max()))
+    return action_error, command_error
+
+
+def _git_commit() -> str:
+    folder = Path(__file__).parent
+    try:
+        result = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return result.stdout.strip()

@@ -1,0 +1,1 @@
+"""Serial links, servo protocols and real robots."""

@@ -1,0 +1,109 @@
+#!/usr/bin/env python
+"""Pretrain policy, denoiser and baseline in simulation with randomized dynamics and disturbances."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import sim
+from dpg_robot.config import add_config_arguments, config_from_arguments, config_to_dict, dump_config, load_config, setting
+from dpg_robot.errors import CheckpointError, DpgError
+from dpg_robot.files import write_atomically
+from dpg_robot.learning.learner import Learner, LearnerConfig
+from dpg_robot.learning.trainer import Trainer, TrainerConfig, evaluate, load_learner
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Settings of a pretraining run."""
+
+    task: str = setting("cartpole-swingup", "task to learn")
+    seed: int = setting(0, "seed of everything random")
+    num_envs: int = setting(32, "environments stepped at once")
+    num_threads: int = setting(2, "threads that step the simulation; 0 for all processors")
+    torch_threads: int = setting(2, "threads that compute the networks; results are the same for the same number")
+    device: str = setting("cpu", "where the networks are computed: cpu, cuda, cuda:1, ...")
+    action_repeat: int = setting(2, "reward steps per control step")
+    history: int = setting(0, "previous (features, action) frames that the policy sees")
+    randomization: str = setting("default", "randomized dynamics: a preset's name or a YAML file")
+    disturbance: str = setting("default", "noise and pushes: a preset's name or a YAML file")
+    evaluation_episodes: int = setting(20, "episodes per evaluation, each with dynamics of its own")
+    learner: LearnerConfig = setting(LearnerConfig, "the learner")
+    trainer: TrainerConfig = setting(TrainerConfig, "the training run")
+
+
+def make_environment(config: PretrainConfig, num_envs: int, seed: int) -> sim.BatchEnvironment:
+    """Return environments as the run's settings ask for."""
+    return sim.make(
+        config.task,
+        num_envs=num_envs,
+        seed=seed,
+        num_threads=config.num_threads,
+        action_repeat=config.action_repeat,
+        randomization=config.randomization,
+        disturbance=config.disturbance,
+    )
+
+
+def pretrain(config: PretrainConfig, folder: Path, resume: bool, show_progress: bool) -> dict[str, Any]:
+    """Train, then measure the best policy in environments that were used neither for training nor for choosing it."""
+    torch.set_num_threads(config.torch_threads)
+    environment = make_environment(config, config.num_envs, config.seed)
+    learner = Learner(environment.contract(config.history), config.learner, config.seed, config.device)
+    evaluation_environment = make_environment(config, config.evaluation_episodes, config.seed + 1_000_003)
+    resolved = folder / "config.yaml"
+    if resume and resolved.exists() and (stored := load_config(PretrainConfig, resolved)) != config:
+        changed = [name for name, value in config_to_dict(config).items() if config_to_dict(stored)[name] != value]
+        raise CheckpointError(
+            f"{folder} was started with other settings ({', '.join(changed)} differ); "
+            f"resume with --config {resolved}, or start a new run in another --run folder"
+        )
+    if not resume and folder.exists() and any(folder.iterdir()):
+        raise CheckpointError(f"{folder} is not empty; continue it with --resume, or choose another --run folder")
+    trainer = Trainer(learner, config.trainer, environment, evaluation_environment, folder, config.seed)
+    if resume and trainer.resume():
+        print(f"resumed {folder} after {trainer.updates} updates", file=sys.stderr)
+    dump_config(config, resolved)
+    best = trainer.run(show_progress)
+    policy = load_learner(best)[0].policy
+    fresh = make_environment(config, config.evaluation_episodes, config.seed + 2_000_003)
+    return {
+        "checkpoint": str(best),
+        "evaluations": trainer.evaluations,
+        "return": evaluate(policy, learner.contract, fresh).to_dict(),
+    }
+
+
+def main() -> None:
+    """Parse the command line and run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_config_arguments(parser, PretrainConfig, CONFIGS / "pretrain.yaml")
+    parser.add_argument("--run", type=Path, default=Path("runs/pretrain"), help="run folder (default: %(default)s)")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --run where its newest checkpoint left it")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to FILE too")
+    arguments = parser.parse_args()
+    try:
+        result = pretrain(config_from_arguments(PretrainConfig, arguments), arguments.run, arguments.resume, not arguments.quiet)
+        if arguments.json:
+            write_atomically(arguments.json, json.dumps(result, indent=1).encode())
+    except (DpgError, OSError) as error:
+        parser.exit(1, f"pretrain: {error}\n")
+    score = result["return"]
+    print(
+        f"return {score['mean']:.1f} +- {score['standard_error']:.1f} over {len(score['returns'])} episodes under randomization"
+    )
+    print(f"best checkpoint: {result['checkpoint']}")
+
+
+if __name__ == "__main__":
+    main()
