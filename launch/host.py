@@ -16,7 +16,7 @@ from dpg_robot.config import add_config_arguments, config_from_arguments, dump_c
 from dpg_robot.errors import CheckpointError, DpgError
 from dpg_robot.files import write_atomically
 from dpg_robot.host.finetune import FinetuneConfig, finetune, judge
-from dpg_robot.host.gate import GateConfig, decide
+from dpg_robot.host.gate import GateConfig, Verdict, decide
 from dpg_robot.host.intake import take_in
 from dpg_robot.host.model_store import ModelStore
 from dpg_robot.learning.checkpoint import save_checkpoint
@@ -24,6 +24,7 @@ from dpg_robot.learning.export import export_policy
 from dpg_robot.learning.learner import Learner
 from dpg_robot.learning.replay import ReplayBuffer
 from dpg_robot.learning.trainer import Evaluation, evaluate, learner_state, load_learner
+from dpg_robot.policy_file import read_policy_file
 from sim.tasks import make_task
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -99,6 +100,13 @@ def run(config: HostConfig, log: Path, checkpoint: Path, store: ModelStore, fold
     return facts | {"verdict": verdict.to_dict(), "version": str(version), "policy": str(store.current)}
 
 
+def publish_by_hand(store: ModelStore, policy: Path) -> Path:
+    """Make a policy file the store's current one, on the user's own word; returns its version folder."""
+    content, _ = read_policy_file(policy)
+    verdict = Verdict(True, ("ok: published by hand, without comparison",))
+    return store.add(lambda path: path.write_bytes(content), verdict, {"source": str(policy)})
+
+
 def main() -> None:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -111,10 +119,16 @@ def main() -> None:
     tune.add_argument("--run", type=Path, default=Path("runs/finetune"), help="run folder (default: %(default)s)")
     tune.add_argument("--quiet", action="store_true", help="no progress bar")
     tune.add_argument("--json", type=Path, metavar="FILE", help="write the results to FILE too")
+    publish = subparsers.add_parser("publish", help="put a policy into the store by hand, as the first one or to replace one")
+    publish.add_argument("--policy", type=Path, required=True, help="policy.onnx to publish")
+    publish.add_argument("--store", type=Path, default=Path("runs/store"), help="model store (default: %(default)s)")
     arguments = parser.parse_args()
     try:
-        config = config_from_arguments(HostConfig, arguments)
         store = ModelStore(arguments.store)
+        if arguments.command == "publish":
+            print(f"published {publish_by_hand(store, arguments.policy)}")
+            return
+        config = config_from_arguments(HostConfig, arguments)
         result = run(config, arguments.log, arguments.checkpoint, store, arguments.run, not arguments.quiet)
         if arguments.json:
             write_atomically(arguments.json, json.dumps(result, indent=1).encode())

@@ -30,7 +30,7 @@ class Disturbance:
 
 DISTURBANCE_PRESETS = {
     "none": Disturbance(),
-    "default": Disturbance(action_noise=0.1, observation_noise=0.005, push_rate_hz=0.5, push_force=1.0),
+    "default": Disturbance(action_noise=0.1, observation_noise=0.005, push_rate_hz=0.5, push_force=0.2),
 }
 
 

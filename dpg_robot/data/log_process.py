@@ -93,13 +93,13 @@ def run_log_process(
 
 
 def _write_until_stopped(ring: Ring, writer: LogWriter, stop: _StopRequest) -> None:
-    whole_s = time.monotonic()
+    stuck_since_s: float | None = None
     while not stop.is_due(ring):
-        waiting = len(ring)
-        now_s = time.monotonic()
-        records = ring.drain(_BATCH, skip_torn=now_s - whole_s > _TORN_AFTER_S)
-        if len(records) or not waiting:
-            whole_s = now_s
+        waiting, now_s = len(ring), time.monotonic()
+        is_torn = stuck_since_s is not None and now_s - stuck_since_s > _TORN_AFTER_S
+        records = ring.drain(_BATCH, skip_torn=is_torn)
+        stuck = waiting > 0 and not len(records)
+        stuck_since_s = (stuck_since_s or now_s) if stuck and not is_torn else None
         writer.append(records)
         _publish(ring, writer, LogState.WRITING)
         if len(records) < _BATCH:

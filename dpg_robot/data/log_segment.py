@@ -58,7 +58,7 @@ class Segment:
 
     Attributes:
         path: the file.
-        info: what it says about itself; None when that could not be read, and then there are no records.
+        info: what it says about itself, or else the known info; None when there is neither, and then there are no records.
         records: (n,) intact records, in the order of the file.
         damage: what did not come out, in words; empty for a segment that is whole or only cut off.
         cut_off: whether the end of the file is missing, as after a kill or a loss of power.
@@ -73,20 +73,23 @@ class Segment:
     tail_bytes: int
 
 
-def read_segment(path: Path) -> Segment:
+def read_segment(path: Path, known_info: SegmentInfo | None = None) -> Segment:
     """Read all records of the segment ``path`` that are intact.
+
+    Args:
+        path: the file.
+        known_info: what another segment of the same run says, used when this one's own description is damaged.
 
     Raises:
         LogError: when it was written in another version of the format.
         OSError: when the file cannot be read.
     """
-    scan = _Scan(path.read_bytes(), path)
+    scan = _Scan(path.read_bytes(), path, known_info)
     scan.run()
-    if scan.info is None and (scan.damage or not scan.cut_off):
-        scan.damage.append("its description of the run is missing or damaged")
-    records = np.concatenate(scan.records) if scan.records else np.zeros(0, scan.info.dtype if scan.info else tick_dtype(0, 0))
+    info = scan.own_info or known_info
+    records = np.concatenate([np.zeros(0, info.dtype if info else tick_dtype(0, 0)), *scan.records])
     tail_bytes = len(scan.data) - scan.whole_bytes if scan.cut_off else 0
-    return Segment(path, scan.info, records, tuple(scan.damage), scan.cut_off, tail_bytes)
+    return Segment(path, info, records, tuple(scan.damage), scan.cut_off, tail_bytes)
 
 
 @dataclass
@@ -95,7 +98,8 @@ class _Scan:
 
     data: bytes
     path: Path
-    info: SegmentInfo | None = None
+    known_info: SegmentInfo | None
+    own_info: SegmentInfo | None = None
     records: list[NDArray[np.void]] = field(default_factory=list)
     damage: list[str] = field(default_factory=list)
     cut_off: bool = False
@@ -118,6 +122,8 @@ class _Scan:
             offset = end
         if not self.cut_off:
             self._settle(offset)
+        if self.own_info is None and (self.damage or not self.cut_off):
+            self.damage.append("its description of the run is missing or damaged")
 
     def _settle(self, offset: int) -> None:
         """Something whole ends at ``offset``, so the faults before it are damage and not the cut-off end."""
@@ -132,7 +138,7 @@ class _Scan:
             self._read_chunk(offset, end)
             return
         if opcode == Opcode.METADATA:
-            self.info = self.info or _parse_info(content, self.path)
+            self.own_info = self.own_info or _parse_info(content, self.path)
         elif opcode == Opcode.DATA_END:
             expected = int.from_bytes(content[:4], "little")
             if expected not in (0, zlib.crc32(self.data[:offset])) and not self.faults and not self.damage:
@@ -154,9 +160,10 @@ class _Scan:
     def _decode(self, payload: bytes) -> tuple[int, int]:
         """Take the messages of a chunk; return how many there seem to be and how many are intact."""
         messages = _messages(payload)
-        if self.info is None:
+        info = self.own_info or self.known_info
+        if info is None:
             return len(messages), 0
-        records = decode_ticks(messages, self.info.dtype, self.info.run_id)
+        records = decode_ticks(messages, info.dtype, info.run_id)
         self.records.append(records)
         return len(messages), len(records)
 

@@ -216,7 +216,11 @@ def _read_pieces(folder: Path) -> Iterator[_Piece]:
     paths = sorted(folder.glob(SEGMENT_PATTERN))
     progress = _Progress()
     for path in paths:
-        yield progress.add(read_segment(path), is_last=path == paths[-1])
+        segment = read_segment(path, progress.info)
+        if segment.info is None and segment.damage:
+            known = (read_segment(other).info for other in paths if other != path)
+            segment = read_segment(path, next(filter(None, known), None))
+        yield progress.add(segment, is_last=path == paths[-1])
 
 
 def _read_run(folder: Path, on_damage: OnDamage) -> Iterator[tuple[str, NDArray[np.void]]]:

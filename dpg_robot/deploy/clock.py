@@ -68,9 +68,13 @@ class AbsoluteClock:
         """Monotonic time at which grid point ``index`` is due."""
         return self._start_ns + index * self.period_ns
 
+    def passed(self) -> int:
+        """Index of the last grid point that has passed."""
+        return (time.monotonic_ns() - self._start_ns) // self.period_ns
+
     def resume(self) -> None:
         """Go on at the next grid point after planned work between two ticks; the points that passed are not counted as missed."""
-        self.index = max(self.index, (time.monotonic_ns() - self._start_ns) // self.period_ns)
+        self.index = max(self.index, self.passed())
 
     def cancel(self) -> None:
         """Let the present and every later :meth:`wait` return at once; may be called in a signal handler."""
@@ -155,8 +159,8 @@ def _lock_memory() -> None:
 class DurationHistogram:
     """Counts of durations, in a fixed amount of memory however long a run lasts.
 
-    Bins grow with the value: 16 to each power of two, so a percentile is at most 1/16 above the exact one. Smallest, largest and mean
-    are exact. Negative values count as 0.
+    Bins grow with the value: 16 to each power of two, so a percentile is at most 1/16 above the exact one. Smallest, largest
+    and mean are exact. Negative values count as 0.
     """
 
     _SUB_BITS = 4

@@ -55,6 +55,7 @@ class ControlBlock:
     def __init__(self, memory: SharedMemory, owner: bool) -> None:
         self._memory = memory
         self._owner = owner
+        assert memory.buf is not None, "it is open"
         self._cells = memory.buf.cast("q")
 
     @classmethod

@@ -1,20 +1,17 @@
 """The control loop: home the robot, let the policy act, record every tick, and stop safely however it ends.
 
-One tick: wait for the grid point, read, check, decide, limit, write, record. There is no file, socket, lock or log call in it; what is to
-be said is kept in a :class:`LoopReport` until the robot has stopped.
+One tick: wait for the grid point, read, check, decide, limit, write, record. There is no file, socket, lock or log call in it;
+what is to be said is kept in a :class:`LoopReport` until the robot has stopped.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import os
 import time
-from enum import Enum
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dpg_robot.data.ring import LogState, Ring
 from dpg_robot.data.transition import EpisodeEnd, LoopState
@@ -26,6 +23,7 @@ from dpg_robot.deploy.policy_session import PolicySession
 from dpg_robot.deploy.robot import DeviceFlag, JointState, Robot
 from dpg_robot.deploy.run_config import RunSettings
 from dpg_robot.deploy.safety import Safety, SafetyFlag, Stop
+from dpg_robot.deploy.tick_recorder import NO_EPISODE, TickRecorder
 from dpg_robot.errors import DpgError
 
 _START_TIMEOUT_S = 5.0  # for the first measurement and for the log process
@@ -91,7 +89,7 @@ class ControlLoop:
         self._state = JointState.empty(contract.num_measurements)
         self._record = TickRecorder(ring, session.policy_id)
         self._clock = AbsoluteClock(contract.period_ns)
-        self._command, self._action, self._intended = (np.zeros(contract.num_actions) for _ in range(3))
+        self._command, self._action, self._intended, self._noise = (np.zeros(contract.num_actions) for _ in range(4))
         self._random = np.random.default_rng(settings.seed)
         self._half_range = 0.5 * (contract.command_high - contract.command_low)
         self._middle = 0.5 * (contract.command_high + contract.command_low)
@@ -187,8 +185,6 @@ class ControlLoop:
                 report.count(self._record.safety)
         self._command[:] = self._safety.neutral_command()
         self._send(end=EpisodeEnd.TIMEOUT)
-        report.end = EpisodeEnd.TIMEOUT
-        self._record.episode = NO_EPISODE
 
     def _begin_tick(self) -> None:
         """Wait for the grid point and read; raises StopLoop when the robot may not go on."""
@@ -238,7 +234,9 @@ class ControlLoop:
         self._command[:] = self._session.step(self._state.values)
         self._intended[:] = self._action[:] = self._session.action
         if self._settings.exploration > 0.0:
-            self._action += self._settings.exploration * self._random.standard_normal(len(self._action))
+            self._random.standard_normal(out=self._noise)
+            self._noise *= self._settings.exploration
+            self._action += self._noise
         self._record.safety |= self._safety.clip_action(self._action)
         explored = not np.array_equal(self._action, self._intended)
         if explored:
@@ -271,10 +269,13 @@ class ControlLoop:
 
     def _push(self, end: EpisodeEnd = EpisodeEnd.NOT_ENDED) -> None:
         record = self._record
-        self._open = False
+        self._open = self._fresh = False
         if not record.push(end):
             raise StopLoop("the log ring is full; the record of this tick is lost")
         self._block.publish(record.state, record.episode, record.step, record.ticks, self._clock.missed)
+        if end != EpisodeEnd.NOT_ENDED:
+            self.report.episodes[-1].end = end
+            record.episode = NO_EPISODE
 
     def _heed(self, verdict: tuple[int, Stop | None]) -> None:
         flags, stop = verdict
@@ -289,11 +290,13 @@ class ControlLoop:
                 self._robot.write(self._safety.neutral_command())
         with contextlib.suppress(BaseException):
             self._robot.disable()
-        self._record_stop(end)
-        with contextlib.suppress(BaseException):
-            self._robot.close()
-        self._ring.finish()
-        self._collect()
+        try:
+            self._record_stop(end)
+        finally:
+            with contextlib.suppress(BaseException):
+                self._robot.close()
+            self._ring.finish()
+            self._collect()
 
     def _record_stop(self, end: EpisodeEnd) -> None:
         """Push the last record, which closes the episode if one is open."""
@@ -311,7 +314,8 @@ class ControlLoop:
             self._state.valid[:] = False
             record.set_measurement(self._state, time.monotonic_ns(), time.time_ns())
         record.state = LoopState.FAULT if self.report.fault else LoopState.STOPPING
-        record.set_command(np.zeros_like(self._action), self._neutral_action(), self._safety.neutral_command(), 0)
+        neutral = self._safety.neutral_command()
+        record.set_command(np.zeros_like(neutral), (neutral - self._middle) / self._half_range, neutral, 0)
         record.push(end if in_episode else EpisodeEnd.NOT_ENDED)
         self._block.publish(record.state, record.episode, record.step, record.ticks, self._clock.missed)
 

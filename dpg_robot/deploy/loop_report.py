@@ -57,6 +57,7 @@ class LoopReport:
         compute: time from the beginning of a tick to its command.
         grants: what the system granted for real time.
         link: counters of the driver, if it has any.
+        error: an exception that nobody expected, for its traceback.
     """
 
     reason: str = "did not start"
@@ -70,6 +71,7 @@ class LoopReport:
     compute: DurationHistogram = field(default_factory=DurationHistogram)
     grants: list[Grant] = field(default_factory=list)
     link: dict[str, int] = field(default_factory=dict)
+    error: BaseException | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; times in microseconds where the name says so."""

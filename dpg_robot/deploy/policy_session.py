@@ -1,7 +1,7 @@
 """Running a policy file: measurement in, command out, one control step at a time.
 
-All of the mathematics is in the graph (see :mod:`dpg_robot.policy_file`). The session binds its inputs and outputs to buffers that are
-allocated once, and carries the history from one step to the next.
+All of the mathematics is in the graph (see :mod:`dpg_robot.policy_file`). The session binds its inputs and outputs to buffers
+that are allocated once, and carries the history from one step to the next.
 """
 
 from __future__ import annotations
@@ -160,8 +160,8 @@ class PolicySession:
             worst = int(np.argmax(np.nan_to_num(difference / tolerance, nan=np.inf)))
             raise PolicyFileError(
                 f"{self._source}: golden vector {case} gives {name}[{worst}] = {got[worst]:.9g}, the exporter got "
-                f"{expected[worst]:.9g} (allowed difference {tolerance[worst]:.3g}). The policy does not compute the same here as where "
-                "it was exported; export it again, or check the versions of onnxruntime."
+                f"{expected[worst]:.9g} (allowed difference {tolerance[worst]:.3g}). The policy does not compute "
+                "the same here as where it was exported; export it again, or check the versions of onnxruntime."
             )
 
     def _check_golden_shapes(self, golden: GoldenVectors) -> None:

@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from dpg_robot.config import setting
 from dpg_robot.contract import CommandChannel, Contract, MeasurementChannel
@@ -41,12 +41,13 @@ class RobotConfig:
             if not 0 < getattr(self, name) < float("inf"):
                 raise ConfigError(f"{name} must be positive and finite, got {getattr(self, name)}")
 
-    def expected_contract(self, policy: Contract) -> Contract:
-        """Return the contract that a policy must have to run here.
+    def require_fit(self, contract: Contract, policy: Path) -> None:
+        """Raise ContractError unless the contract of the file ``policy`` has this robot's channels, units, limits and rate.
 
-        Channels, order, units, limits and rate are the robot's; task, features and history are the policy's own business.
+        Task, features and history are the policy's own business.
         """
-        return dataclasses.replace(policy, measurements=self.measurements, commands=self.commands, rate_hz=self.rate_hz)
+        expected = dataclasses.replace(contract, measurements=self.measurements, commands=self.commands, rate_hz=self.rate_hz)
+        expected.require_equal(contract, ours=f"robot {self.name!r}", theirs=str(policy))
 
     def make(self, contract: Contract) -> tuple[Robot, Homing]:
         """Make robot and homing with the configured driver; nothing is opened yet. Raises ConfigError if it cannot be found."""
@@ -98,14 +99,3 @@ def _find_driver(path: str) -> Callable[[RobotConfig, Contract], tuple[Robot, Ho
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"driver {path!r} cannot be found: {error}") from error
     return cast("Callable[[RobotConfig, Contract], tuple[Robot, Homing]]", driver)
-
-
-def plain(value: Any) -> Any:
-    """Return dataclasses, tuples and paths as dictionaries, lists and texts, for JSON."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {item.name: plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value

@@ -1,7 +1,7 @@
 """What stands between a policy and the motors: layered checks of every measurement and every command.
 
-The functions at the top are pure. :class:`Safety` holds what they need from one tick to the next (the last command and counts of ticks in
-a row). A check either changes the command and says so by a flag, or asks for the robot to be stopped by a :class:`Stop`.
+The functions are pure. :class:`Safety` holds what has to be remembered from one tick to the next (the last command, ticks in a
+row). A check either changes the command and says so by a flag, or asks for the robot to be stopped by a :class:`Stop`.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ def clip(values: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np
 def brake_at_soft_limit(limit: PositionLimit, position: float, velocity: float, command: float, lead_s: float) -> float:
     """Return the command to send for one position, which is ``command`` unless that would leave the soft limits.
 
-    The place where braking from now on would stop is compared with the soft limit, so that a fast joint brakes before it. Beyond a
-    soft limit, only commands that do not push further outward pass.
+    The place where braking from now on would stop is compared with the soft limit, so that a fast joint brakes before it.
+    Beyond a soft limit, only commands that do not push further outward pass.
 
     Args:
         limit: the limits.
@@ -153,6 +153,9 @@ class Safety:
         self._positions = tuple(_resolve(name, limit, contract) for name, limit in config.positions.items())
         self._speeds = tuple((name, _index(name, measured), value) for name, value in config.max_speed.items())
         self._low, self._high = contract.command_low, contract.command_high
+        # A policy computes in float32: a limit such as 0.1 may come out a little beyond itself, which is no intervention.
+        rounding = 1e-6 * np.maximum(np.abs(self._low), np.abs(self._high))
+        self._low_rounded, self._high_rounded = self._low - rounding, self._high + rounding
         self._action_low, self._action_high = -np.ones(contract.num_actions), np.ones(contract.num_actions)
         self._max_step = np.full(contract.num_actions, np.inf)
         for name, value in config.max_command_rate.items():
@@ -164,30 +167,42 @@ class Safety:
         fraction_ns = round(config.compute_deadline_fraction * contract.period_ns)
         self.deadline_ns = min(fraction_ns, round(contract.latency_budget_s * 1e9))
         self._overruns_in_row = 0
+        self._was_enabled = False
 
     def neutral_command(self) -> NDArray[np.float64]:
-        """Return (C,) the command to give where there is none: 0 within the limits, or the last one if 0 is not without effort."""
+        """Return (C,) the command to give where there is none: 0 within the limits, or the last one where 0 is an effort."""
         if not self.config.zero_command_is_safe:
             return self._last_command.copy()
         return np.clip(np.zeros(self.contract.num_actions), self._low, self._high)
 
+    def check_device(self, flags: int) -> tuple[int, Stop | None]:
+        """Check what an enabled device says of itself, by its :class:`~dpg_robot.deploy.robot.DeviceFlag` bits."""
+        if flags & DeviceFlag.HARDWARE_FAULT.value:
+            stop = Stop("the device reports a hardware fault; look at it, then switch it off and on")
+            return SafetyFlag.DEVICE_FAULT.value, stop
+        if flags & DeviceFlag.WATCHDOG_TRIPPED.value:
+            stop = Stop("the device's watchdog tripped: no command reached it in time; check the link and the computer's load")
+            return SafetyFlag.DEVICE_WATCHDOG.value, stop
+        enabled = bool(flags & DeviceFlag.ENABLED.value)
+        if self._was_enabled and not enabled:
+            stop = Stop("the device has switched its actuators off by itself; did it restart, or does another program use it?")
+            return SafetyFlag.DEVICE_FAULT.value, stop
+        self._was_enabled |= enabled
+        return 0, None
+
     def check_measurement(self, state: JointState, now_ns: int) -> tuple[int, Stop | None]:
-        """Check what was read: finite, fresh, within hard limits and speeds, and what the device says of itself."""
-        flags, stop = _check_device(state.flags)
-        if stop is not None:
-            return flags, stop
-        if not np.isfinite(state.values).all():
-            return SafetyFlag.NON_FINITE.value, Stop(f"a measurement is not finite: {self._listing(~np.isfinite(state.values))}")
-        if not state.valid.all():
-            flags |= SafetyFlag.STALE.value
+        """Check what was read: finite, fresh, within hard limits and speeds."""
+        finite = np.isfinite(state.values)
+        if not finite.all():
+            return SafetyFlag.NON_FINITE.value, Stop(f"not finite: the measurement of {self.describe_channels(~finite)}")
+        flags = 0 if state.valid.all() else SafetyFlag.STALE.value
         age_ns = now_ns - int(state.time_ns.min())
         if age_ns > self._max_age_ns:
-            old = now_ns - state.time_ns > self._max_age_ns
-            stop = Stop(
-                f"no fresh measurement of {self._listing(old)} for {age_ns * 1e-6:.1f} ms, allowed are "
-                f"{self._max_age_ns * 1e-6:.1f} ms; check the link and the sensor"
+            old = self.describe_channels(now_ns - state.time_ns > self._max_age_ns)
+            return flags | SafetyFlag.STALE.value, Stop(
+                f"no fresh measurement of {old} for {age_ns * 1e-6:.1f} ms, allowed are {self._max_age_ns * 1e-6:.1f} ms; "
+                "check the link and the sensor"
             )
-            return flags | SafetyFlag.STALE.value, stop
         limit_flags, stop = self._check_limits(state.values)
         return flags | limit_flags, stop
 
@@ -205,11 +220,20 @@ class Safety:
             names = [name for name, value in zip(self.contract.command_names, command, strict=True) if not np.isfinite(value)]
             command[:] = self.neutral_command()
             return SafetyFlag.NON_FINITE.value, Stop(f"the command {', '.join(names)} is not finite; the policy is broken")
-        flags = SafetyFlag.COMMAND_LIMITED.value if clip(command, self._low, self._high) else 0
+        flags = 0
+        if clip(command, self._low_rounded, self._high_rounded):
+            flags = SafetyFlag.COMMAND_LIMITED.value
+        np.clip(command, self._low, self._high, out=command)
         np.subtract(self._last_command, self._max_step, out=self._step_low)
         np.add(self._last_command, self._max_step, out=self._step_high)
         if clip(command, self._step_low, self._step_high):
             flags |= SafetyFlag.RATE_LIMITED.value
+        flags |= self._brake(command, measurement)
+        self._last_command[:] = command
+        return flags, None
+
+    def _brake(self, command: NDArray[np.float64], measurement: NDArray[np.float64]) -> int:
+        flags = 0
         for position in self._positions:
             if position.command_index is None:
                 continue
@@ -218,10 +242,10 @@ class Safety:
             sent = brake_at_soft_limit(position.limit, float(measurement[position.index]), velocity, asked, self._period_s)
             if sent != asked:
                 command[position.command_index] = sent
-                clip(command, self._low, self._high)
-                flags |= SafetyFlag.SOFT_LIMIT.value
-        self._last_command[:] = command
-        return flags, None
+                flags = SafetyFlag.SOFT_LIMIT.value
+        if flags:
+            clip(command, self._low, self._high)
+        return flags
 
     def check_timing(self, compute_ns: int, skipped_periods: int) -> tuple[int, Stop | None]:
         """Check one tick's time: from its beginning to its command, and how many grid points were skipped before it."""
@@ -237,6 +261,10 @@ class Safety:
             f"{compute_ns * 1e-6:.2f} ms and {skipped_periods} skipped periods; the computer is too slow or too busy"
         )
 
+    def describe(self, measurement: NDArray[np.float64]) -> str:
+        """Return names and values of a measurement (M,), for messages."""
+        return ", ".join(f"{name} {value:.4g}" for name, value in zip(self.contract.measurement_names, measurement, strict=True))
+
     def _check_limits(self, values: NDArray[np.float64]) -> tuple[int, Stop | None]:
         for position in self._positions:
             value, limit = float(values[position.index]), position.limit
@@ -249,21 +277,14 @@ class Safety:
                 return SafetyFlag.SPEED_LIMIT.value, Stop(message, terminal=True)
         return 0, None
 
-    def _listing(self, which: NDArray[np.bool_]) -> str:
+    def describe_channels(self, which: NDArray[np.bool_]) -> str:
+        """Return the names of the measurement channels for which ``which`` (M,) is true."""
         return ", ".join(name for name, chosen in zip(self.contract.measurement_names, which, strict=True) if chosen)
 
 
 def flag_names(flags: int) -> list[str]:
     """Return the names of the set bits, in lower case, for reports."""
     return [flag.name.lower() for flag in SafetyFlag if flags & flag.value and flag.name]
-
-
-def _check_device(flags: int) -> tuple[int, Stop | None]:
-    if flags & DeviceFlag.HARDWARE_FAULT.value:
-        return SafetyFlag.DEVICE_FAULT.value, Stop("the device reports a hardware fault; look at the device, then switch it off and on")
-    if flags & DeviceFlag.WATCHDOG_TRIPPED.value:
-        return SafetyFlag.DEVICE_WATCHDOG.value, Stop("the device's watchdog tripped: commands did not reach it in time")
-    return 0, None
 
 
 def _resolve(name: str, limit: PositionLimit, contract: Contract) -> _Position:

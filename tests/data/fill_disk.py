@@ -1,12 +1,13 @@
-"""Write known records until the disk is full: FOLDER [largest file, bytes]. Prints what is acknowledged, what is durable, and the error."""
+"""Write known records until the disk is full: FOLDER [largest file, bytes]. Prints what is safe, and the error."""
 
 import json
 import resource
 import sys
 
+from sample_records import CONTRACT, make_records
+
 from dpg_robot.data.log_writer import LogWriter
 from dpg_robot.errors import LogWriteError
-from sample_records import CONTRACT, make_records
 
 if len(sys.argv) > 2:
     limit = int(sys.argv[2])

@@ -1,4 +1,4 @@
-"""Push known records into a ring: RING COUNT [die-in-push N | die-after N | finish]. Without COUNT limits (0), push until killed."""
+"""Push known records into a ring: RING COUNT finish|die|forever|die-in-push N. With COUNT 0, push until killed."""
 
 import os
 import signal
@@ -7,8 +7,9 @@ import time
 import zlib
 from types import SimpleNamespace
 
-import dpg_robot.data.ring as ring_module
 from sample_records import DTYPE, make_records
+
+import dpg_robot.data.ring as ring_module
 
 BATCH = 1000
 

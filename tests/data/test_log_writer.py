@@ -27,6 +27,7 @@ def test_what_was_written_is_read_bit_for_bit(sample, tmp_path):
 
 def test_acknowledged_follows_the_flush_and_durable_the_completed_segment(sample, tmp_path):
     writer = LogWriter(tmp_path, "run", sample.CONTRACT, flush_interval_s=1000.0)
+    assert (tmp_path / "run" / "segment-000000.mcap").stat().st_size > 500  # what it says about itself
     writer.append(sample.make_records(0, 10))
     assert (writer.acknowledged_sequence, writer.durable_sequence) == (-1, -1)
     assert list(read_records(tmp_path)) == []
@@ -171,7 +172,9 @@ def test_a_failed_synchronization_is_never_called_durable(sample, tmp_path, monk
         synchronize(descriptor)
 
     monkeypatch.setattr(os, "fsync", fail_once)
-    with pytest.raises(LogWriteError, match=r"Input/output error.*safe on disk: up to 9 \(none after loss of power\); not written: none"):
+    with pytest.raises(
+        LogWriteError, match=r"Input/output error.*safe on disk: up to 9 \(none after loss of power\); not written: none"
+    ):
         writer.close()
     assert (writer.acknowledged_sequence, writer.durable_sequence) == (9, -1)
     assert len(next(read_records(tmp_path))) == 10
@@ -179,5 +182,5 @@ def test_a_failed_synchronization_is_never_called_durable(sample, tmp_path, monk
 
 def test_a_folder_that_cannot_be_made_is_named(sample, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(LogWriteError, match="cannot begin the robot log .*file/run"):
+    with pytest.raises(LogWriteError, match=r"cannot begin the robot log .*file/run"):
         LogWriter(tmp_path / "file", "run", sample.CONTRACT)

@@ -198,8 +198,8 @@ from dpg_robot.data.ring import Ring
 from sample_records import DTYPE
 with Ring.create(DTYPE, 16) as ring:
     print(ring.name, flush=True)
-    attach = "import sys; from dpg_robot.data.ring import Ring; from sample_records import DTYPE; Ring.attach(sys.argv[1], DTYPE).close()"
-    subprocess.run([sys.executable, "-c", attach, ring.name], check=True)
+    attach = "from dpg_robot.data.ring import Ring; from sample_records import DTYPE; Ring.attach({!r}, DTYPE).close()"
+    subprocess.run([sys.executable, "-c", attach.format(ring.name)], check=True)
     if sys.argv[1] == "wait":
         sys.stdin.read()
 """

@@ -26,7 +26,13 @@ def write_run(sample, folder, run_id="run", *, sequences=range(RECORDS), close=T
 
 
 def read_all(path, on_damage="raise"):
-    return [record for records in read_records(path, on_damage=on_damage) for record in records]
+    parts = list(read_records(path, on_damage=on_damage))
+    return np.concatenate(parts) if parts else np.zeros(0, [("sequence", "<u8")])
+
+
+def assert_first(sample, records):
+    """The records are the first of the run."""
+    assert records.tobytes() == sample.make_records(0, len(records)).tobytes()
 
 
 @pytest.fixture
@@ -98,11 +104,11 @@ def test_a_truncated_segment_is_read_up_to_its_last_whole_record(sample, unfinis
     ends = np.array([unfinished.index(message) + len(message) for message in messages])
     last_chunk = ends[79]
     segment = tmp_path / "segment-000000.mcap"
-    for size in [*range(last_chunk, len(unfinished), 13), len(unfinished), 0, 5, 100, ends[0] - 1]:
+    for size in [*range(last_chunk, len(unfinished), 23), len(unfinished), 0, 5, 100, ends[0] - 1]:
         segment.write_bytes(unfinished[:size])
         records = read_all(tmp_path)
         assert len(records) == np.count_nonzero(ends <= size), f"cut at {size}"
-        assert all(records == sample.make_records(0, len(records)))
+        assert_first(sample, records)
         report = require_contiguous(tmp_path).runs[0]
         assert report.records == len(records)
         assert "segment-000000.mcap is cut off" in report.truncated_tail
@@ -112,27 +118,27 @@ def test_a_completed_segment_that_lost_its_end_is_read_too(sample, completed, tm
     *whole, last = completed
     for name in whole:
         (tmp_path / name).write_bytes(completed[name])
-    for size in range(len(completed[last]) - 1, 0, -97):
+    for size in range(len(completed[last]) - 1, 0, -149):
         (tmp_path / last).write_bytes(completed[last][:size])
         records = read_all(tmp_path)
-        assert all(records == sample.make_records(0, len(records)))
+        assert_first(sample, records)
         assert require_contiguous(tmp_path).runs[0].truncated_tail != ""
 
 
 def test_the_zeros_that_a_loss_of_power_may_leave_at_the_end_are_a_cut_off_end(sample, unfinished, tmp_path):
-    for lost in (50, 3000, len(unfinished) // 2):
+    for lost in (2000, 6000, len(unfinished) // 2):
         (tmp_path / "segment-000000.mcap").write_bytes(unfinished[:-lost] + bytes(lost))
         records = read_all(tmp_path)
         assert 0 < len(records) < 100
-        assert all(records == sample.make_records(0, len(records)))
+        assert_first(sample, records)
         assert require_contiguous(tmp_path).runs[0].truncated_tail != ""
 
 
 def assert_no_wrong_record(sample, folder, count):
     """Whatever is read is right, and whatever is not read is reported."""
     records = read_all(folder, on_damage="skip")
-    for record in records:
-        assert record == sample.make_records(int(record["sequence"]), 1)[0]
+    assert (np.diff(records["sequence"].astype(np.int64)) > 0).all()
+    assert records.tobytes() == sample.make_records(0, count)[records["sequence"].astype(np.int64)].tobytes()
     (report,) = check_log(folder).runs
     assert report.records == len(records)
     if len(records) < count:
@@ -140,7 +146,7 @@ def assert_no_wrong_record(sample, folder, count):
     return report
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
 @given(data=st.data())
 def test_a_flipped_bit_in_a_completed_run_is_reported_and_never_read_as_another_value(sample, completed, tmp_path, data):
     damaged = data.draw(st.sampled_from(list(completed)))
@@ -158,7 +164,7 @@ def test_a_flipped_bit_in_a_completed_run_is_reported_and_never_read_as_another_
     assert report.records >= RECORDS - BATCH  # no more than one chunk is lost
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
 @given(byte=st.integers(0, 2**20), bit=st.integers(0, 7))
 def test_a_flipped_bit_in_an_unfinished_segment_is_never_read_as_another_value(sample, unfinished, tmp_path, byte, bit):
     changed = bytearray(unfinished)
@@ -167,7 +173,7 @@ def test_a_flipped_bit_in_an_unfinished_segment_is_never_read_as_another_value(s
     assert_no_wrong_record(sample, tmp_path, 100)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=100)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
 @given(data=st.data())
 def test_an_overwritten_stretch_is_never_read_as_another_value(sample, unfinished, tmp_path, data):
     begin = data.draw(st.integers(0, len(unfinished)))
@@ -179,17 +185,32 @@ def test_an_overwritten_stretch_is_never_read_as_another_value(sample, unfinishe
 
 def test_damage_in_the_middle_costs_only_the_damaged_record(sample, run):
     segment = run / "segment-000001.mcap"
-    ((_, _, message),) = encode_ticks(sample.make_records(130, 1), "run")
+    ((_, _, message),) = encode_ticks(sample.make_records(170, 1), "run")
     content = bytearray(segment.read_bytes())
     content[content.index(message) + 100] ^= 1
     segment.write_bytes(content)
-    with pytest.raises(LogError, match=r"segment-000001.mcap: the checksum of the chunk at byte \d+ does not fit; 19 of its records"):
+    with pytest.raises(
+        LogError, match=r"segment-000001.mcap: the checksum of the chunk at byte \d+ does not fit; 19 of its records"
+    ):
         list(read_transitions(run))
     (report,) = check_log(run).runs
-    assert report.missing == ((130, 130),)
-    assert [record["sequence"] for record in read_all(run, "skip")] == [*range(130), *range(131, RECORDS)]
-    skipped = {129, 130} | {sequence for sequence in range(RECORDS) if sequence % 51 == 50} | {RECORDS - 1}
+    assert report.missing == ((170, 170),)
+    assert [record["sequence"] for record in read_all(run, "skip")] == [*range(170), *range(171, RECORDS)]
+    skipped = {169, 170} | {sequence for sequence in range(RECORDS) if sequence % 51 == 50} | {RECORDS - 1}
     assert {transition.sequence for transition in read_transitions(run, on_damage="skip")} == set(range(RECORDS)) - skipped
+
+
+def test_a_damaged_length_does_not_hide_the_chunks_behind_it(sample, unfinished, tmp_path):
+    ((_, _, message),) = encode_ticks(sample.make_records(20, 1), "run")
+    chunk = unfinished.index(message) - (9 + 40) - (9 + 22)  # prefix and header of the chunk, then those of the message
+    assert unfinished[chunk] == 6
+    changed = bytearray(unfinished)
+    changed[chunk + 3] ^= 1  # 64 KiB longer
+    changed[chunk + 500] ^= 1  # and one record of it
+    (tmp_path / "segment-000000.mcap").write_bytes(changed)
+    (report,) = check_log(tmp_path).runs
+    assert report.records == 99
+    assert "are damaged; 19 records of them are intact" in report.problems[0]
 
 
 def test_records_before_the_damage_come_before_the_error(run):
@@ -235,7 +256,7 @@ def test_records_that_are_there_twice_are_read_once(sample, run):
     shutil.copy(run / "segment-000001.mcap", run / "segment-000003.mcap")
     assert [record["sequence"] for record in read_all(run)] == list(range(RECORDS))
     (report,) = require_contiguous(run).runs
-    assert report.duplicates == len(next(iter(read_records(run)))) > 0
+    assert report.duplicates == [len(records) for records in read_records(run)][1] > 0
     assert report.records == RECORDS
 
 
@@ -260,7 +281,7 @@ def test_a_segment_of_another_run_is_not_mixed_in(sample, run, tmp_path):
 def test_a_file_that_is_no_log_is_named(tmp_path):
     (tmp_path / "segment-000000.mcap").write_bytes(b"something else entirely" * 10)
     (tmp_path / "segment-000001.mcap").write_bytes(b"")
-    with pytest.raises(LogError, match="segment-000000.mcap"):
+    with pytest.raises(LogError, match=r"segment-000000\.mcap"):
         require_contiguous(tmp_path)
 
 

@@ -3,8 +3,9 @@
 import sys
 import time
 
-from dpg_robot.data.log_writer import LogWriter
 from sample_records import CONTRACT, make_records
+
+from dpg_robot.data.log_writer import LogWriter
 
 with LogWriter(sys.argv[1], "run", CONTRACT, segment_seconds=0.7) as writer:
     sequence = 0
