@@ -13,7 +13,7 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast
 
@@ -24,7 +24,8 @@ from dpg_robot.files import write_atomically
 
 T = TypeVar("T")
 
-_YAML_INT, _YAML_FLOAT, _YAML_BOOL, _YAML_NULL = (f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "bool", "null"))
+_YAML_INT, _YAML_BOOL, _YAML_NULL = (f"tag:yaml.org,2002:{kind}" for kind in ("int", "bool", "null"))
+_DEFAULTS, _COMMAND_LINE = "defaults", "command line "  # what errors name in place of a file and its line
 
 
 def setting(default: Any, help: str, *, unit: str = "") -> Any:
@@ -52,7 +53,9 @@ def load_config(cls: type[T], path: str | Path | None = None, overrides: Sequenc
     Raises:
         ConfigError: unreadable file, unknown key, wrong type or refused value; the message names file, line and key.
     """
-    root = _compose_file(Path(path)) if path is not None else _empty_mapping("defaults")
+    root = _compose_file(Path(path)) if path is not None else _empty_mapping(_DEFAULTS)
+    if not isinstance(root, yaml.MappingNode):
+        raise _refuse(root, "", "a mapping of settings")
     for item in overrides:
         _apply_override(root, item)
     return cast(T, _build(cls, root, key=""))
@@ -103,9 +106,9 @@ def describe_settings(cls: type, prefix: str = "") -> list[str]:
             lines += describe_settings(cast(type, hints[field.name]), f"{prefix}{field.name}.")
             continue
         if field.default is not dataclasses.MISSING:
-            default = str(_to_plain(field.default))
+            default = _to_text(field.default)
         elif field.default_factory is not dataclasses.MISSING:
-            default = str(_to_plain(field.default_factory()))
+            default = _to_text(field.default_factory())
         else:
             default = "required"
         unit = f" {field.metadata['unit']}" if field.metadata.get("unit") else ""
@@ -127,7 +130,12 @@ def _to_plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _compose_file(path: Path) -> yaml.MappingNode:
+def _to_text(value: Any) -> str:
+    """Return a value as it would stand on the command line."""
+    return yaml.safe_dump(_to_plain(value), default_flow_style=True, width=math.inf).removesuffix("\n...\n").rstrip("\n")
+
+
+def _compose_file(path: Path) -> yaml.Node:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -155,7 +163,7 @@ def _empty_mapping(source: str) -> yaml.MappingNode:
 
 def _apply_override(root: yaml.MappingNode, item: str) -> None:
     key, separator, text = item.partition("=")
-    source = f"command line '{item}'"
+    source = f"{_COMMAND_LINE}'{item}'"
     if not separator or not key:
         raise ConfigError(f"{source}: expected KEY=VALUE, for example seed=1 or learner.batch_size=512")
     value = _compose(text, source) or _compose("null", source)
@@ -163,22 +171,27 @@ def _apply_override(root: yaml.MappingNode, item: str) -> None:
     node = root
     for part in parents:
         child = next((v for k, v in node.value if k.value == part), None)
-        if not isinstance(child, yaml.MappingNode):
-            child = _empty_mapping(source)
-            _replace(node, part, child, source)
-        node = child
+        own = _empty_mapping(source)
+        if isinstance(child, yaml.MappingNode):
+            # a copy, because an alias in the file makes two keys share one node
+            own = yaml.MappingNode(child.tag, list(child.value), child.start_mark, child.end_mark)
+        _replace(node, part, own, source)
+        node = own
     _replace(node, last, value, source)
 
 
 def _replace(node: yaml.MappingNode, key: str, value: yaml.Node, source: str) -> None:
+    for index, (key_node, _) in enumerate(node.value):
+        if key_node.value == key:
+            node.value[index] = (key_node, value)
+            return
     mark = yaml.Mark(source, 0, 0, 0, None, 0)
-    node.value = [(k, v) for k, v in node.value if k.value != key]
     node.value.append((yaml.ScalarNode("tag:yaml.org,2002:str", key, mark, mark), value))
 
 
 def _where(node: yaml.Node) -> str:
     name = node.start_mark.name
-    return name if name.startswith(("command line", "defaults")) else f"{name}:{node.start_mark.line + 1}"
+    return name if name == _DEFAULTS or name.startswith(_COMMAND_LINE) else f"{name}:{node.start_mark.line + 1}"
 
 
 def _refuse(node: yaml.Node, key: str, expected: str) -> ConfigError:
@@ -196,18 +209,38 @@ def _build(annotation: Any, node: yaml.Node, key: str) -> Any:
     if origin in (Union, types.UnionType):
         return _build_optional(arguments, node, key)
     if origin is Literal:
-        value = yaml.SafeLoader("").construct_object(node) if isinstance(node, yaml.ScalarNode) else None
-        if value not in arguments:
-            choices = [str(choice) for choice in arguments]
-            raise ConfigError(f"{_refuse(node, key, 'one of ' + ', '.join(choices))}.{did_you_mean(str(value), choices)}")
-        return value
+        return _build_literal(arguments, node, key)
     if origin is tuple:
         return _build_tuple(arguments, node, key)
     if origin is dict:
         if not isinstance(node, yaml.MappingNode):
             raise _refuse(node, key, "a mapping")
-        return {k.value: _build(arguments[1], v, f"{key}.{k.value}") for k, v in node.value}
+        return {name: _build(arguments[1], value, f"{key}.{name}") for _, name, value in _items(node, key)}
     return _build_scalar(annotation, node, key)
+
+
+def _items(node: yaml.MappingNode, key: str) -> Iterator[tuple[yaml.Node, str, yaml.Node]]:
+    """Yield key node, name and value node of each entry; refuses keys that are not plain names or stand twice."""
+    seen: set[str] = set()
+    for key_node, value_node in node.value:
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise _refuse(key_node, f"a key of {key}" if key else "a key", "a name")
+        name: str = key_node.value
+        if name in seen:
+            raise ConfigError(f"{_where(key_node)}: key {f'{key}.{name}' if key else name!r} stands twice")
+        seen.add(name)
+        yield key_node, name, value_node
+
+
+def _build_literal(choices: tuple[Any, ...], node: yaml.Node, key: str) -> Any:
+    texts = [str(choice) for choice in choices]
+    if isinstance(node, yaml.ScalarNode):
+        for choice, text in zip(choices, texts, strict=True):
+            # texts are compared as written, so that a choice called 'off' needs no quotes
+            if node.value == text and (isinstance(choice, str) or node.tag in (_YAML_INT, _YAML_BOOL, _YAML_NULL)):
+                return choice
+    suggestion = did_you_mean(node.value, texts) if isinstance(node, yaml.ScalarNode) else ""
+    raise ConfigError(f"{_refuse(node, key, 'one of ' + ', '.join(texts))}.{suggestion}")
 
 
 def _build_dataclass(cls: type, node: yaml.Node, key: str) -> Any:
@@ -215,14 +248,12 @@ def _build_dataclass(cls: type, node: yaml.Node, key: str) -> Any:
         raise _refuse(node, key, "a mapping of settings")
     hints, fields = typing.get_type_hints(cls), {field.name: field for field in _fields(cls)}
     values: dict[str, Any] = {}
-    for key_node, value_node in node.value:
-        name = key_node.value
+    for key_node, name, value_node in _items(node, key):
         dotted = f"{key}.{name}" if key else name
         if name not in fields:
-            where = _where(value_node if key_node.start_mark.name.startswith("command line") else key_node)
-            raise ConfigError(f"{where}: unknown key {dotted!r}; known: {', '.join(fields)}.{did_you_mean(str(name), fields)}")
-        if name in values:
-            raise ConfigError(f"{_where(key_node)}: key {dotted!r} stands twice")
+            raise ConfigError(
+                f"{_where(key_node)}: unknown key {dotted!r}; known: {', '.join(fields)}.{did_you_mean(name, fields)}"
+            )
         values[name] = _build(hints[name], value_node, dotted)
     missing = [
         name
@@ -267,7 +298,10 @@ def _build_scalar(annotation: Any, node: yaml.Node, key: str) -> Any:
     if annotation is bool and node.tag == _YAML_BOOL:
         return text.lower() in ("true", "yes", "on")
     if annotation is int and node.tag == _YAML_INT:
-        return int(text, 0)
+        try:
+            return int(text, 0)
+        except ValueError:  # '010' and '1:30' are integers to YAML 1.1, but not what they look like
+            raise _refuse(node, key, "an integer in plain digits") from None
     if annotation is float and node.tag != _YAML_BOOL:
         try:
             value = float({".inf": "inf", "-.inf": "-inf"}.get(text.lower(), text))  # YAML 1.1 reads '1e-3' as a string

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -78,23 +79,31 @@ class Contract:
     def __post_init__(self) -> None:
         if self.version != CONTRACT_VERSION:
             raise ContractError(
-                f"contract version {self.version} is not supported; this program reads version {CONTRACT_VERSION}. "
+                f"contract version {self.version!r} is not supported; this program reads version {CONTRACT_VERSION}. "
                 "Export the policy again with this version of dpg-robot."
             )
-        if not self.rate_hz > 0 or not np.isfinite(self.rate_hz):
-            raise ContractError(f"rate_hz must be a positive number of control steps per second, got {self.rate_hz}")
-        if self.history < 0:
-            raise ContractError(f"history must be 0 or more previous frames, got {self.history}")
+        if not (_is_number(self.rate_hz) and self.rate_hz > 0):
+            raise ContractError(f"rate_hz must be a positive number of control steps per second, got {self.rate_hz!r}")
+        if not (_is_integer(self.history) and self.history >= 0):
+            raise ContractError(f"history must be 0 or more previous frames, got {self.history!r}")
+        if not (_is_integer(self.action_repeat) and self.action_repeat >= 1):
+            raise ContractError(f"action_repeat must be 1 or more reward steps, got {self.action_repeat!r}")
+        if not (_is_number(self.latency_budget_s) and self.latency_budget_s >= 0):
+            raise ContractError(f"latency_budget_s must be 0 or more seconds, got {self.latency_budget_s!r}")
         if not (self.measurements and self.features and self.commands):
             raise ContractError("a contract needs at least one measurement, one feature and one command channel")
+        units = [channel.unit for channel in self.measurements] + [channel.unit for channel in self.commands]
+        texts = [self.task, *self.measurement_names, *self.command_names, *units]
+        if not all(isinstance(text, str) for text in texts):
+            raise ContractError(f"task, channel names and units must be texts, got {texts}")
         for what, names in (("measurement", self.measurement_names), ("command", self.command_names)):
             repeated = sorted({name for name in names if names.count(name) > 1})
             if repeated:
                 raise ContractError(f"{what} channels must have distinct names; repeated: {', '.join(repeated)}")
         for command in self.commands:
-            if not (np.isfinite([command.low, command.high]).all() and command.low < command.high):
+            if not (_is_number(command.low) and _is_number(command.high) and command.low < command.high):
                 raise ContractError(
-                    f"command {command.name!r} needs finite limits low < high, got {command.low} and {command.high}"
+                    f"command {command.name!r} needs finite limits low < high, got {command.low!r} and {command.high!r}"
                 )
         for feature in self.features:
             if feature.kind not in get_args(FeatureKind):
@@ -169,9 +178,9 @@ class Contract:
         Computed in float32 from float32 measurements, as the exported graph does.
         """
         measurement = np.asarray(measurement, dtype=np.float32)
-        if measurement.shape[-1] != self.num_measurements:
+        if measurement.shape[-1:] != (self.num_measurements,):
             raise ContractError(
-                f"measurement has {measurement.shape[-1]} channels; expected {self.num_measurements}: "
+                f"measurement has shape {measurement.shape}; expected (..., {self.num_measurements}): "
                 f"{', '.join(self.measurement_names)}"
             )
         features = np.empty((*measurement.shape[:-1], self.num_features), dtype=np.float32)
@@ -203,12 +212,15 @@ class Contract:
             values["features"] = tuple(Feature(**item) for item in values["features"])
             values["commands"] = tuple(CommandChannel(**item) for item in values["commands"])
             return cls(**values)
-        except (KeyError, TypeError) as error:
+        except ContractError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
             raise ContractError(f"not a contract of version {CONTRACT_VERSION}: {error}") from error
 
     def fingerprint(self) -> str:
         """Return a hash (16 hexadecimal digits) that changes when any field changes."""
-        text = json.dumps(self.to_dict(), sort_keys=True)
+        # all numbers as floats, so that equal contracts (50 Hz and 50.0 Hz) have equal fingerprints
+        text = json.dumps(json.loads(json.dumps(self.to_dict()), parse_int=float), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def require_equal(self, other: Contract, *, ours: str, theirs: str) -> None:
@@ -226,3 +238,11 @@ class Contract:
         ]
         if differences:
             raise ContractError(f"{theirs} does not fit {ours}. " + "; ".join(differences))
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -14,9 +15,14 @@ def write_atomically(path: str | Path, content: bytes) -> None:
     """Write ``content`` to a temporary file beside ``path``, flush it to the disk and rename it to ``path``.
 
     Raises:
-        OSError: as the file system reports it (full disk, missing folder, no permission); ``path`` is untouched then.
+        OSError: as the file system reports it (full disk, missing folder, no permission), or ``path`` is no ordinary file;
+            ``path`` is untouched then.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():  # a rename would put a file in the place of, say, /dev/null
+        raise OSError(errno.EINVAL, "is not an ordinary file and will not be replaced", str(path))
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "the folder does not exist; make it first", str(path.parent))
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:

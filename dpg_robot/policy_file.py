@@ -66,7 +66,7 @@ class PolicyMetadata:
 
     Attributes:
         contract: channels, units, limits, rate and history.
-        graph_hash: SHA-256 of the serialized graph, weights included (hexadecimal).
+        graph_hash: SHA-256 of everything in the file but this metadata, weights included (hexadecimal).
         golden: vectors that a loader replays.
         training: summary of how the policy came about (steps, seed, returns, parent policy); informative.
         git_commit: commit of the exporting program, or "unknown".
@@ -86,7 +86,11 @@ class PolicyMetadata:
         return self.graph_hash[:16]
 
     def to_json(self) -> str:
-        """Return the metadata as one JSON text, with full precision."""
+        """Return the metadata as one JSON text, with full precision and a hash of its own that shows later damage.
+
+        Raises:
+            PolicyFileError: a number is not finite.
+        """
         values = {
             "format_version": self.format_version,
             "contract": self.contract.to_dict(),
@@ -95,7 +99,10 @@ class PolicyMetadata:
             "training": self.training,
             "git_commit": self.git_commit,
         }
-        return json.dumps(values, sort_keys=True, allow_nan=False)
+        try:
+            return json.dumps(values | {"metadata_hash": _hash_metadata(values)}, sort_keys=True, allow_nan=False)
+        except ValueError as error:
+            raise PolicyFileError(f"policy metadata holds a number that is not finite: {error}") from error
 
     @classmethod
     def from_json(cls, text: str) -> PolicyMetadata:
@@ -105,6 +112,8 @@ class PolicyMetadata:
             version = values["format_version"]
             if version != FORMAT_VERSION:
                 raise PolicyFileError(f"policy format version {version} is not supported; this program reads {FORMAT_VERSION}")
+            if values.pop("metadata_hash") != _hash_metadata(values):
+                raise PolicyFileError("policy metadata is damaged: its hash does not fit. Export or copy the file again.")
             return cls(
                 contract=Contract.from_dict(values["contract"]),
                 graph_hash=values["graph_hash"],
@@ -117,15 +126,20 @@ class PolicyMetadata:
             raise
         except (KeyError, TypeError) as error:
             raise PolicyFileError(f"policy metadata is incomplete: {error}") from error
-        except ValueError as error:
-            raise (
-                error if isinstance(error, PolicyFileError) else PolicyFileError(f"policy metadata is damaged: {error}")
-            ) from error
+        except (ValueError, RecursionError) as error:
+            raise PolicyFileError(f"policy metadata is damaged: {error}") from error
+
+
+def _hash_metadata(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def hash_graph(model: onnx.ModelProto) -> str:
-    """Return the SHA-256 (hexadecimal) of the model's graph with its weights, without the metadata."""
-    return hashlib.sha256(model.graph.SerializeToString(deterministic=True)).hexdigest()
+    """Return the SHA-256 (hexadecimal) of the model: graph, weights, operator versions; all but the metadata."""
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    bare.ClearField("metadata_props")
+    return hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest()
 
 
 def read_policy_file(path: str | Path) -> tuple[bytes, PolicyMetadata]:

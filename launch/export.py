@@ -38,7 +38,8 @@ def main() -> None:
     print(f"{report.path}: policy {report.policy_id}, {report.bytes} bytes")
     print(
         f"parity with torch on {report.parity_samples} random measurements: "
-        f"max error {report.max_action_error:.2g} (action), {report.max_command_error:.2g} (command, share of half its range)"
+        f"max error {report.max_action_error:.2g} (action), {report.max_command_error:.2g} (command, share of half its range), "
+        f"{report.max_history_error:.2g} (history)"
     )
 
 

@@ -28,7 +28,7 @@ class AbsoluteClock:
 
     Attributes:
         period_ns: distance of the grid points.
-        index: grid point of the last tick, -1 before the first.
+        index: grid point of the last tick; 0, the start, before the first.
         missed: grid points that were skipped because the work took too long.
     """
 
@@ -42,7 +42,7 @@ class AbsoluteClock:
         if period_ns <= 0:
             raise ValueError(f"period_ns must be positive, got {period_ns}")
         self.period_ns = period_ns
-        self.index = -1
+        self.index = 0
         self.missed = 0
         self._sleep_until = sleep_until or make_sleep_until()
         self._cancelled = False
@@ -159,11 +159,11 @@ def _lock_memory() -> None:
 class DurationHistogram:
     """Counts of durations, in a fixed amount of memory however long a run lasts.
 
-    Bins grow with the value: 16 to each power of two, so a percentile is at most 1/16 above the exact one. Smallest, largest
+    Bins grow with the value: 128 to each power of two, so a percentile is at most 1/128 above the exact one. Smallest, largest
     and mean are exact. Negative values count as 0.
     """
 
-    _SUB_BITS = 4
+    _SUB_BITS = 7
 
     def __init__(self) -> None:
         self._counts = [0] * (64 << self._SUB_BITS)
@@ -204,7 +204,7 @@ class DurationHistogram:
 
     def _bin(self, value: int) -> int:
         shift = value.bit_length() - self._SUB_BITS - 1
-        # Below 32 each value has a bin of its own; above, the five leading bits choose the bin.
+        # Below 256 each value has a bin of its own; above, the eight leading bits choose the bin.
         return value if shift <= 0 else (shift << self._SUB_BITS) + (value >> shift)
 
     def _upper_edge(self, index: int) -> int:

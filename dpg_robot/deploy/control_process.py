@@ -25,6 +25,7 @@ from dpg_robot.errors import DpgError
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _PR_SET_PDEATHSIG = 1
+_PR_SET_NAME = 15
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ def run_control_process(arguments: ControlArguments, results: Connection) -> Non
 
     The supervisor starts the process with stop signals blocked; they are taken from when they can be acted on.
     """
+    name_process("robot-control")
     _die_with_parent()
     logging.basicConfig(format="robot: %(message)s", level=logging.WARNING)
     robot = arguments.settings.robot
@@ -89,7 +91,13 @@ def _stop_on_signals(loop: ControlLoop) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
+def name_process(name: str) -> None:
+    """Give this process a name of up to 15 letters in ``ps`` and ``top``, where the system can."""
+    with suppress(AttributeError):  # Linux only
+        ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode(), 0, 0, 0)
+
+
 def _die_with_parent() -> None:
     """Let the kernel send SIGTERM when the supervisor dies, so that not even SIGKILL leaves the robot moving on its own."""
-    with suppress(AttributeError, OSError):  # Linux only; elsewhere the loop notices the changed parent at its next tick
+    with suppress(AttributeError):  # Linux only; elsewhere the loop notices the changed parent at its next tick
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)

@@ -6,6 +6,7 @@ row). A check either changes the command and says so by a flag, or asks for the 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import IntFlag
 
@@ -38,21 +39,25 @@ class SafetyFlag(IntFlag):
 class PositionLimit:
     """Limits of one measured position, and the command that moves it."""
 
-    soft_low: float = setting(-np.inf, "below it the command may not push further down", unit="of the position")
-    soft_high: float = setting(np.inf, "above it the command may not push further up", unit="of the position")
-    hard_low: float = setting(-np.inf, "below it the robot is stopped", unit="of the position")
-    hard_high: float = setting(np.inf, "above it the robot is stopped", unit="of the position")
+    soft_low: float = setting(-math.inf, "below it the command may not push further down", unit="of the position")
+    soft_high: float = setting(math.inf, "above it the command may not push further up", unit="of the position")
+    hard_low: float = setting(-math.inf, "below it the robot is stopped", unit="of the position")
+    hard_high: float = setting(math.inf, "above it the robot is stopped", unit="of the position")
     velocity: str = setting("", "measurement channel with the velocity of this position; empty: there is none")
     command: str = setting("", "effort channel that moves this position, up where positive; empty: hard limits only")
     braking_command: float = setting(0.0, "effort used to brake before and beyond a soft limit", unit="of the command")
-    braking_deceleration: float = setting(np.inf, "deceleration that braking surely reaches", unit="of the position / s^2")
+    braking_deceleration: float = setting(math.inf, "deceleration that braking surely reaches", unit="of the position / s^2")
 
     def __post_init__(self) -> None:
-        if not self.hard_low <= self.soft_low < self.soft_high <= self.hard_high:
+        low_ordered = math.isinf(self.soft_low) or self.hard_low <= self.soft_low
+        high_ordered = math.isinf(self.soft_high) or self.soft_high <= self.hard_high
+        if not (low_ordered and high_ordered and self.soft_low < self.soft_high and self.hard_low < self.hard_high):
             raise ConfigError(
                 "limits must be ordered hard_low <= soft_low < soft_high <= hard_high, "
                 f"got {self.hard_low}, {self.soft_low}, {self.soft_high}, {self.hard_high}"
             )
+        if not self.command and not (math.isinf(self.soft_low) and math.isinf(self.soft_high)):
+            raise ConfigError("soft limits need the command that moves the position; name it under 'command'")
         if self.braking_command < 0 or not self.braking_deceleration > 0:
             raise ConfigError("braking_command must be 0 or more and braking_deceleration positive")
 

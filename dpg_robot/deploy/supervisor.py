@@ -25,7 +25,7 @@ from dpg_robot.data.log_writer import new_run_id
 from dpg_robot.data.ring import Ring
 from dpg_robot.data.transition import LoopState, tick_dtype
 from dpg_robot.deploy.control_block import ControlBlock, Progress, StopRequest
-from dpg_robot.deploy.control_process import STOP_SIGNALS, ControlArguments, run_control_process
+from dpg_robot.deploy.control_process import STOP_SIGNALS, ControlArguments, name_process, run_control_process
 from dpg_robot.deploy.run_config import RunSettings
 from dpg_robot.errors import DpgError
 from dpg_robot.files import write_atomically
@@ -230,8 +230,8 @@ class _ProgressLine:
         self._last = (progress.state, progress.episode)
         if not self._enabled or not (self._live or changed):
             return
-        episode = f"episode {progress.episode + 1}/{self._episodes}, step {progress.step}" if progress.episode >= 0 else ""
-        line = f"{progress.state.name.lower():8} {episode}, {self._rate_hz:.1f} Hz, {progress.missed} periods missed"
+        episode = f"episode {progress.episode + 1}/{self._episodes}, step {progress.step}, " if progress.episode >= 0 else ""
+        line = f"{progress.state.name.lower()}: {episode}{self._rate_hz:.1f} Hz, {progress.missed} periods missed"
         print(f"\r{line:79}" if self._live else line, end="" if self._live else "\n", file=sys.stderr, flush=True)
 
     def end(self) -> None:
@@ -242,6 +242,7 @@ class _ProgressLine:
 
 def _run_log_process(**arguments: Any) -> None:
     """Run the log process, which the supervisor starts with stop signals blocked; Ctrl-C is not for it."""
+    name_process("robot-log")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     try:

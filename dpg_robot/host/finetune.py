@@ -114,8 +114,7 @@ def finetune(
         Means of the last hundred updates' metrics.
     """
     generator = torch.Generator().manual_seed(config.seed)
-    rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in learner.optimizers.items()}
-    _set_rates(learner, {name: rate * config.learning_rate_factor for name, rate in rates.items()})
+    learner.set_learning_rate_factor(config.learning_rate_factor)
     from_robot = max(1, round(config.robot_share * learner.config.batch_size))
     writer = SummaryWriter(str(folder)) if folder is not None else None
     recent: list[dict[str, Tensor]] = []
@@ -131,14 +130,8 @@ def finetune(
                 for name, value in metrics.items():
                     writer.add_scalar(f"finetune/{name}", float(value), update + 1)
     finally:
-        _set_rates(learner, rates)
+        learner.set_learning_rate_factor(1.0)
         if writer is not None:
             writer.close()
     names = {name for metrics in recent for name in metrics}
     return {name: float(torch.stack([m[name] for m in recent if name in m]).mean()) for name in sorted(names)}
-
-
-def _set_rates(learner: Learner, rates: dict[str, float]) -> None:
-    for name, rate in rates.items():
-        for group in learner.optimizers[name].param_groups:
-            group["lr"] = rate

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dpg_robot.contract import Contract
-from dpg_robot.errors import PolicyFileError
+from dpg_robot.errors import ContractError, PolicyFileError
 from dpg_robot.files import write_atomically
 from dpg_robot.learning.policy import Policy
 from dpg_robot.policy_file import METADATA_KEY, OPSET, GoldenVectors, PolicyMetadata, hash_graph
@@ -38,7 +38,6 @@ class DeployedPolicy(nn.Module):
 
     low: Tensor
     high: Tensor
-    columns: Tensor
 
     def __init__(self, policy: Policy, contract: Contract) -> None:
         super().__init__()
@@ -78,6 +77,7 @@ class ExportReport:
         parity_samples: random measurements on which torch and ONNX were compared.
         max_action_error: largest absolute difference of actions.
         max_command_error: largest absolute difference of commands, as a share of half the command range.
+        max_history_error: largest absolute difference of the next history, relative where it is above 1.
         bytes: size of the file.
     """
 
@@ -86,6 +86,7 @@ class ExportReport:
     parity_samples: int
     max_action_error: float
     max_command_error: float
+    max_history_error: float
     bytes: int
 
 
@@ -107,20 +108,27 @@ def export_policy(
         contract: channels, units, limits, rate and history.
         path: where to write.
         training: summary to store in the file, JSON values.
-        parity_samples: random measurements to compare on.
+        parity_samples: random measurements to compare on, 1 or more.
         seed: seed of the random measurements and golden vectors.
 
     Raises:
-        PolicyFileError: torch and ONNX differ by more than ``PARITY_TOLERANCE``.
+        PolicyFileError: torch and ONNX differ by ``PARITY_TOLERANCE`` or more, the policy gives values that are not finite, or
+            there are no samples to compare on.
+        ContractError: the policy was made for another observation or action size.
         OSError: the file could not be written; nothing is left behind.
     """
     path = Path(path)
+    if parity_samples < 1:
+        raise PolicyFileError(f"{path} was not written: the comparison needs 1 or more samples, got {parity_samples}")
+    _check_sizes(policy, contract)
     device = next(policy.parameters()).device
     deployed = DeployedPolicy(policy, contract).cpu().eval()
     try:
         model = _to_onnx(deployed)
         measurement, history = _random_inputs(deployed, parity_samples, np.random.default_rng(seed))
         wanted = _run_torch(deployed, measurement, history)
+        if not all(np.isfinite(output).all() for output in wanted):
+            raise PolicyFileError(f"{path} was not written: the policy gives values that are not finite; did training diverge?")
         golden = GoldenVectors(
             measurement[:_GOLDEN_CASES], history[:_GOLDEN_CASES], *(output[:_GOLDEN_CASES] for output in wanted)
         )
@@ -129,14 +137,14 @@ def export_policy(
     metadata = PolicyMetadata(contract, hash_graph(model), golden, training or {}, _git_commit())
     onnx.helper.set_model_props(model, {METADATA_KEY: metadata.to_json()})
     content = model.SerializeToString()
-    action_error, command_error = _compare(content, contract, measurement, history, wanted)
-    if max(action_error, command_error) >= PARITY_TOLERANCE:
+    errors = _compare(content, contract, measurement, history, wanted)
+    if not np.max(errors) < PARITY_TOLERANCE:  # a NaN fails too
         raise PolicyFileError(
-            f"{path} was not written: torch and ONNX differ by {action_error:.3g} (action) and {command_error:.3g} (command, "
-            f"share of half its range) on {parity_samples} random measurements; allowed is {PARITY_TOLERANCE:g}"
+            f"{path} was not written: torch and ONNX differ by {errors[0]:.3g} (action), {errors[1]:.3g} (command, share of half "
+            f"its range) and {errors[2]:.3g} (history) on {parity_samples} random measurements; allowed is {PARITY_TOLERANCE:g}"
         )
     write_atomically(path, content)
-    report = ExportReport(str(path), metadata.policy_id, parity_samples, action_error, command_error, len(content))
+    report = ExportReport(str(path), metadata.policy_id, parity_samples, *errors, len(content))
     write_atomically(path.with_suffix(".export.json"), json.dumps(dataclasses.asdict(report), indent=1).encode())
     return report
 
@@ -148,7 +156,20 @@ def _to_onnx(deployed: DeployedPolicy) -> onnx.ModelProto:
         deployed, example, input_names=_INPUTS, output_names=_OUTPUTS, opset_version=OPSET, dynamo=True, verbose=False
     )
     assert program is not None, "the dynamo exporter returns a program"
-    return program.model_proto
+    model: onnx.ModelProto = program.model_proto
+    # The exporter notes source files and lines; without them a policy's id depends on nothing but what it computes.
+    for item in (model.graph, *model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
+        item.ClearField("metadata_props")
+    return model
+
+
+def _check_sizes(policy: Policy, contract: Contract) -> None:
+    got = (policy.observation_size, policy.action_size)
+    if got != (contract.observation_size, contract.num_actions):
+        raise ContractError(
+            f"the policy takes {got[0]} observations and gives {got[1]} actions; the contract (task {contract.task}, history "
+            f"{contract.history}) asks for {contract.observation_size} and {contract.num_actions}"
+        )
 
 
 def _random_inputs(
@@ -182,19 +203,23 @@ def _compare(
     measurement: NDArray[np.float32],
     history: NDArray[np.float32],
     wanted: tuple[NDArray[np.float32], ...],
-) -> tuple[float, float]:
-    """Return the largest absolute errors of action and of command (as a share of half its range)."""
+) -> tuple[float, float, float]:
+    """Return the largest errors of action, of command (as a share of half its range) and of the next history."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     half_range = 0.5 * (contract.command_high - contract.command_low)
-    action_error = command_error = 0.0
-    for index in range(len(measurement)):
-        rows = slice(index, index + 1)
-        command, action = session.run(["command", "action"], {"measurement": measurement[rows], "history_in": history[rows]})
-        action_error = max(action_error, float(np.abs(action - wanted[1][rows]).max()))
-        command_error = max(command_error, float((np.abs(command - wanted[0][rows]) / half_range).max()))
-    return action_error, command_error
+    rows = [slice(index, index + 1) for index in range(len(measurement))]
+    steps = [session.run(_OUTPUTS, {"measurement": measurement[row], "history_in": history[row]}) for row in rows]
+    command, action, history_out = (
+        np.concatenate(column) - want for column, want in zip(zip(*steps, strict=True), wanted, strict=True)
+    )
+    history_scale = np.maximum(1.0, np.abs(wanted[2]))
+    return (
+        float(np.abs(action).max()),
+        float((np.abs(command) / half_range).max()),
+        float((np.abs(history_out) / history_scale).max()),
+    )
 
 
 def _git_commit() -> str:

@@ -110,6 +110,13 @@ class Learner(nn.Module):
             return change
         return torch.cat([change, batch.reward[:, None]], dim=-1)
 
+    def set_learning_rate_factor(self, factor: float) -> None:
+        """Set the step sizes of all optimizers to ``factor`` times those of the settings."""
+        rates = {"estimators": self.config.learning_rate, "policy": self.config.policy_learning_rate}
+        for name, optimizer in self.optimizers.items():
+            for group in optimizer.param_groups:
+                group["lr"] = factor * rates[name]
+
     def observe(self, batch: Batch) -> None:
         """Take new transitions into the normalizers' statistics."""
         for normalizer in (

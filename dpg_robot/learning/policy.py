@@ -24,6 +24,7 @@ class Policy(nn.Module):
 
     def __init__(self, observation_size: int, action_size: int, hidden_sizes: tuple[int, ...]) -> None:
         super().__init__()
+        self.observation_size, self.action_size = observation_size, action_size
         self.normalizer = RunningNormalizer(observation_size)
         self.network = mlp(observation_size, hidden_sizes, 2 * action_size)
 

@@ -66,13 +66,16 @@ class TrainerConfig:
     updates_per_step: int = setting(4, "gradient updates for each step of all environments")
     warmup_transitions: int = setting(5_000, "transitions collected with uniformly random actions before the first update")
     replay_capacity: int = setting(1_000_000, "transitions kept for replay")
+    final_learning_rate_factor: float = setting(0.05, "factor on the step sizes at the last update, falling linearly from 1")
     evaluate_every: int = setting(2_000, "updates between evaluations, each followed by a checkpoint", unit="updates")
     log_every: int = setting(200, "updates between points in TensorBoard", unit="updates")
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
-            if value < 1:
+            if name != "final_learning_rate_factor" and value < 1:
                 raise ValueError(f"{name} must be 1 or more, got {value}")
+        if not 0 < self.final_learning_rate_factor <= 1:
+            raise ValueError(f"final_learning_rate_factor must be in (0, 1], got {self.final_learning_rate_factor}")
 
 
 @dataclass(frozen=True)
@@ -258,6 +261,8 @@ class Trainer:
 
     def _learn(self, writer: SummaryWriter, progress: Any, started: float, first: int) -> None:
         for _ in range(self.config.updates_per_step):
+            progress_share = self._updates / self.config.updates
+            self.learner.set_learning_rate_factor(1 - (1 - self.config.final_learning_rate_factor) * progress_share)
             metrics = self.learner.update(self.replay.sample(self.learner.config.batch_size, self._generator))
             self._updates += 1
             progress.update()

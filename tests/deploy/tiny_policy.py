@@ -4,7 +4,6 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
-import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from dpg_robot.contract import CommandChannel, Contract, Feature, MeasurementChannel
