@@ -25,7 +25,7 @@ from dpg_robot.files import write_atomically
 T = TypeVar("T")
 
 _YAML_INT, _YAML_BOOL, _YAML_NULL = (f"tag:yaml.org,2002:{kind}" for kind in ("int", "bool", "null"))
-_DEFAULTS, _COMMAND_LINE = "defaults", "command line "  # what errors name in place of a file and its line
+_DEFAULTS, _COMMAND_LINE = "defaults", "command line '"  # what errors name in place of a file and its line
 
 
 def setting(default: Any, help: str, *, unit: str = "") -> Any:
@@ -163,7 +163,7 @@ def _empty_mapping(source: str) -> yaml.MappingNode:
 
 def _apply_override(root: yaml.MappingNode, item: str) -> None:
     key, separator, text = item.partition("=")
-    source = f"{_COMMAND_LINE}'{item}'"
+    source = f"{_COMMAND_LINE}{item}'"
     if not separator or not key:
         raise ConfigError(f"{source}: expected KEY=VALUE, for example seed=1 or learner.batch_size=512")
     value = _compose(text, source) or _compose("null", source)
@@ -314,5 +314,7 @@ def _build_scalar(annotation: Any, node: yaml.Node, key: str) -> Any:
         return node.value
     if annotation is Path and node.tag != _YAML_NULL:
         return Path(node.value)
-    expected = {bool: "true or false", int: "an integer", str: "a text", Path: "a path"}.get(annotation, str(annotation))
+    expected = {bool: "true or false", int: "an integer", float: "a number", str: "a text", Path: "a path"}.get(
+        annotation, str(annotation)
+    )
     raise _refuse(node, key, expected)

@@ -40,6 +40,14 @@ class PretrainConfig:
     learner: LearnerConfig = setting(LearnerConfig, "the learner")
     trainer: TrainerConfig = setting(TrainerConfig, "the training run")
 
+    def __post_init__(self) -> None:
+        for name, least in (("num_envs", 1), ("torch_threads", 1), ("action_repeat", 1), ("evaluation_episodes", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")
+        for name in ("seed", "num_threads", "history"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+
 
 def make_environment(config: PretrainConfig, num_envs: int, seed: int) -> sim.BatchEnvironment:
     """Return environments as the run's settings ask for."""
@@ -91,7 +99,7 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="continue the run in --run where its newest checkpoint left it")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to FILE too")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     try:
         result = pretrain(config_from_arguments(PretrainConfig, arguments), arguments.run, arguments.resume, not arguments.quiet)
         if arguments.json:

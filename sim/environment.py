@@ -106,11 +106,17 @@ class BatchEnvironment:
         return self._observe()
 
     def set_state(self, qpos: NDArray[Any], qvel: NDArray[Any]) -> NDArray[np.float32]:
-        """Continue from positions (N, nq) and velocities (N, nv); returns the observations (N, obs_dim), without noise."""
+        """Continue from positions (N, nq) and velocities (N, nv); returns the observations (N, obs_dim), without noise.
+
+        Raises:
+            ValueError: wrong shape, or values that are not finite.
+        """
         for name, value in (("qpos", qpos), ("qvel", qvel)):
             expected = getattr(self._batch, name).shape
             if np.shape(value) != expected:
                 raise ValueError(f"{name} must have shape {expected} (environments, MuJoCo's order), got {np.shape(value)}")
+            if not np.isfinite(value).all():  # MuJoCo would silently start from its own default state instead
+                raise ValueError(f"{name} must be finite")
         self._batch.qpos[:] = qpos
         self._batch.qvel[:] = qvel
         self._batch.forward()

@@ -6,6 +6,7 @@ from one episode to the next.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import mujoco
@@ -30,8 +31,8 @@ class Randomization:
     def __post_init__(self) -> None:
         for name in ("mass", "damping", "actuator_gain"):
             low, high = getattr(self, name)
-            if not 0 < low <= high:
-                raise ValueError(f"{name} must be a range of positive factors low <= high, got [{low}, {high}]")
+            if not 0 < low <= high < math.inf:
+                raise ValueError(f"{name} must be a range of positive, finite factors low <= high, got [{low}, {high}]")
 
 
 RANDOMIZATION_PRESETS = {

@@ -5,6 +5,7 @@ A checkpoint is a folder: one safetensors file per part, and ``state.json``. It 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,12 @@ def save_checkpoint(folder: str | Path, tensors: dict[str, dict[str, Tensor]], s
     """
     try:
         with new_folder(folder) as temporary:
+            hashes = {}
             for part, values in tensors.items():
-                save_file(
-                    {name: value.detach().contiguous().cpu() for name, value in values.items()}, temporary / f"{part}.safetensors"
-                )
-            text = json.dumps({"format_version": FORMAT_VERSION, "parts": sorted(tensors), "state": state}, indent=1)
+                file = temporary / f"{part}.safetensors"
+                save_file({name: value.detach().contiguous().cpu() for name, value in values.items()}, file)
+                hashes[part] = _hash_file(file)
+            text = json.dumps({"format_version": FORMAT_VERSION, "parts": hashes, "state": state}, indent=1)
             (temporary / _STATE_FILE).write_text(text)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"checkpoint {folder} could not be written: {error}. Earlier checkpoints are untouched.") from error
@@ -63,10 +65,20 @@ def load_checkpoint(folder: str | Path) -> tuple[dict[str, dict[str, Tensor]], d
                 f"checkpoint {folder} has format version {version}; this program reads version {FORMAT_VERSION}. "
                 "Use the version of dpg-robot that wrote it."
             )
-        tensors = {part: load_file(folder / f"{part}.safetensors") for part in content["parts"]}
-        return tensors, content["state"]
-    except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        files = {part: folder / f"{part}.safetensors" for part in content["parts"]}
+        for part, file in files.items():
+            if _hash_file(file) != content["parts"][part]:
+                raise CheckpointError(f"checkpoint {folder} is damaged: {file.name} is not as it was written")
+        return {part: load_file(file) for part, file in files.items()}, content["state"]
+    except CheckpointError:
+        raise
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"checkpoint {folder} is incomplete or damaged: {error}") from error
+
+
+def _hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_into(module: torch.nn.Module, tensors: dict[str, Tensor], what: str) -> None:
@@ -85,11 +97,12 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 def unflatten_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     """Put back what :func:`flatten_optimizer` returned; raises CheckpointError when it does not fit."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
-        index, name = key.split(".", 1)
+        index, _, name = key.partition(".")
+        # the state of a parameter is either a number (of steps) or has the parameter's shape
+        if not (index.isdecimal() and int(index) < len(parameters) and value.shape in ((), parameters[int(index)].shape)):
+            raise CheckpointError(f"optimizer state does not fit these networks: {key!r} of shape {tuple(value.shape)}")
         state.setdefault(int(index), {})[name] = value
-    try:
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    except ValueError as error:
-        raise CheckpointError(f"optimizer state does not fit: {error}") from error
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -7,6 +7,7 @@ estimates as its slope, each weighted by its measured precision; the policy then
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -54,6 +55,17 @@ class LearnerConfig:
         for name in ("batch_size", "baseline_members", "policy_update_interval"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if any(size < 1 for size in self.hidden_sizes):
+            raise ValueError(f"hidden_sizes must be 1 or more each, got {list(self.hidden_sizes)}")
+        for name in ("learning_rate", "policy_learning_rate", "action_std", "initial_temperature", "max_gradient_norm"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if not 0 < self.target_update <= 1:
+            raise ValueError(f"target_update must be in (0, 1], got {self.target_update}")
+        if not 0 <= self.slope_weight < math.inf:
+            raise ValueError(f"slope_weight must be 0 or more, got {self.slope_weight}")
+        if not math.isfinite(self.reward_scale) or not math.isfinite(self.sigma_max):
+            raise ValueError(f"reward_scale and sigma_max must be finite, got {self.reward_scale} and {self.sigma_max}")
 
 
 class Learner(nn.Module):

@@ -94,7 +94,8 @@ class RunningNormalizer(nn.Module):
 
     @torch.no_grad()
     def update(self, samples: Tensor) -> None:
-        """Take in samples (N, size); the parallel form of Welford's algorithm (Chan et al., 1979)."""
+        """Take in samples (N, size), from any device; the parallel form of Welford's algorithm (Chan et al., 1979)."""
+        samples = samples.to(self.mean)
         added = samples.shape[0]
         if added == 0:
             return

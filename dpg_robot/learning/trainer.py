@@ -219,7 +219,9 @@ class Trainer:
         try:
             with tqdm(total=self.config.updates, initial=self._updates, unit="update", disable=not show_progress) as progress:
                 while self._updates < self.config.updates:
-                    self._collect()
+                    # A checkpoint may lie between two updates of one step; a resumed run does the rest of them first.
+                    if self._updates % self.config.updates_per_step == 0:
+                        self._collect()
                     if self.replay.added >= self.config.warmup_transitions:
                         self._learn(writer, progress, started, first)
         finally:
@@ -228,6 +230,8 @@ class Trainer:
 
     def resume(self) -> bool:
         """Continue from the newest checkpoint of the run folder; returns False when there is none."""
+        for unfinished in (self.folder / "checkpoints").glob(".*.tmp"):  # of a run that was killed while it saved
+            shutil.rmtree(unfinished)
         newest = newest_checkpoint(self.folder)
         if newest is None:
             return False
@@ -238,6 +242,7 @@ class Trainer:
         self._generator.set_state(tensors["random"]["replay"])
         self._updates = state["updates"]
         self.evaluations = state["evaluations"]
+        self._write_evaluations()
         return True
 
     @property
@@ -260,7 +265,7 @@ class Trainer:
         self.learner.observe(batch)
 
     def _learn(self, writer: SummaryWriter, progress: Any, started: float, first: int) -> None:
-        for _ in range(self.config.updates_per_step):
+        for _ in range(self.config.updates_per_step - self._updates % self.config.updates_per_step):
             progress_share = self._updates / self.config.updates
             self.learner.set_learning_rate_factor(1 - (1 - self.config.final_learning_rate_factor) * progress_share)
             metrics = self.learner.update(self.replay.sample(self.learner.config.batch_size, self._generator))
@@ -298,12 +303,18 @@ class Trainer:
         }
         state |= {"updates": self._updates, "evaluations": self.evaluations, "trainer": config_to_dict(self.config)}
         save_checkpoint(target, tensors, state)
-        best = max(self.evaluations, key=lambda item: item["mean"])
-        write_atomically(self.folder / "best.json", json.dumps({"checkpoint": f"{best['updates']:09d}", **best}).encode())
-        write_atomically(self.folder / "evaluations.json", json.dumps(self.evaluations, indent=1).encode())
+        best = self._write_evaluations()
         for old in checkpoints(self.folder):
-            if old.name not in (name, f"{best['updates']:09d}"):
+            if old.name not in (name, best):
                 shutil.rmtree(old)
+
+    def _write_evaluations(self) -> str:
+        """Write all evaluations and which checkpoint is the best by them; returns its name."""
+        best = max(self.evaluations, key=lambda item: item["mean"])
+        name = f"{best['updates']:09d}"
+        write_atomically(self.folder / "best.json", json.dumps({"checkpoint": name, **best}).encode())
+        write_atomically(self.folder / "evaluations.json", json.dumps(self.evaluations, indent=1).encode())
+        return name
 
 
 def learner_state(learner: Learner) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:

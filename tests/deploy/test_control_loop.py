@@ -1,6 +1,7 @@
 import dataclasses
 import gc
 import os
+import time
 
 import numpy as np
 import pytest
@@ -155,16 +156,12 @@ def test_records_hold_what_was_measured_and_sent(bench):
     assert (running["device_flags"] == DeviceFlag.ENABLED).all()
 
 
-def test_exploration_is_seeded_recorded_and_enters_the_history(bench):
+def test_exploration_is_seeded_recorded_and_enters_the_history(bench, monkeypatch):
     runs = []
     for seed in (1, 1, 2):
         it = bench(exploration=0.2, seed=seed)
         seen = []
-        remember = it.session.record_executed
-        it.session.record_executed = lambda action, seen=seen, remember=remember: (
-            seen.append(float(action[0])),
-            remember(action),
-        )
+        monkeypatch.setattr(it.session, "record_executed", lambda action, seen=seen: seen.append(float(action[0])))
         it.run()
         steps = it.records[(it.records["episode"] == 0) & (it.records["episode_end"] == 0)]
         np.testing.assert_allclose(seen, steps["action"][:, 0])
@@ -372,8 +369,7 @@ def test_a_disable_that_raises_does_not_keep_the_link_open(bench):
 def test_a_slow_tick_keeps_the_grid_and_many_in_a_row_stop_the_robot(bench):
     safety = SafetyConfig(max_overruns_in_row=4, stale_patience_periods=20)
     it = bench(safety=safety, episode_seconds=60.0)
-    clock_sleep = __import__("time").sleep
-    it.robot._change_state = lambda state, number, fake: clock_sleep(0.012) if number >= 15 else None
+    it.robot._change_state = lambda state, number, fake: time.sleep(0.012) if number >= 15 else None
     report = it.run()
     assert "4 ticks in a row missed their deadline" in report.reason
     assert report.missed >= 6

@@ -152,5 +152,5 @@ def test_a_policy_for_another_contract_is_refused_naming_the_difference(policy_p
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(PolicyFileError, match="nothing.onnx"):
+    with pytest.raises(PolicyFileError, match=r"nothing\.onnx"):
         PolicySession.load(tmp_path / "nothing.onnx")

@@ -1,6 +1,5 @@
 """Policies small enough to compute by hand, as real policy files."""
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -124,7 +123,3 @@ def build_model(contract, gains):
 
 def _tensor(name, size):
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, size])
-
-
-def with_rate(rate_hz):
-    return dataclasses.replace(CONTRACT, rate_hz=rate_hz)
