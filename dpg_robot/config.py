@@ -26,6 +26,7 @@ T = TypeVar("T")
 
 _YAML_INT, _YAML_BOOL, _YAML_NULL = (f"tag:yaml.org,2002:{kind}" for kind in ("int", "bool", "null"))
 _DEFAULTS, _COMMAND_LINE = "defaults", "command line '"  # what errors name in place of a file and its line
+_EXPECTED = {bool: "true or false", int: "an integer", float: "a number", str: "a text", Path: "a path"}
 
 
 def setting(default: Any, help: str, *, unit: str = "") -> Any:
@@ -293,7 +294,7 @@ def _build_tuple(arguments: tuple[Any, ...], node: yaml.Node, key: str) -> tuple
 
 def _build_scalar(annotation: Any, node: yaml.Node, key: str) -> Any:
     if not isinstance(node, yaml.ScalarNode):
-        raise _refuse(node, key, {int: "an integer", float: "a number", bool: "true or false"}.get(annotation, "one value"))
+        raise _refuse(node, key, _EXPECTED.get(annotation, str(annotation)))
     text = node.value.replace("_", "")
     if annotation is bool and node.tag == _YAML_BOOL:
         return text.lower() in ("true", "yes", "on")

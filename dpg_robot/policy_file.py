@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -192,7 +193,8 @@ def _read_metadata(model: onnx.ModelProto, path: Path) -> PolicyMetadata:
 
 def _refuse_external_data(model: onnx.ModelProto, path: Path) -> None:
     # External data may point anywhere on the disk, so a policy has to carry all its weights itself.
-    for name, tensor in _all_tensors(model.graph):
+    inside_functions = [tensor for function in model.functions for tensor in _attribute_tensors(function.node)]
+    for name, tensor in _all_tensors(model.graph) + inside_functions:
         if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
             raise PolicyFileError(f"{path}: tensor {name!r} refers to data outside the file; policies must be self-contained.")
 
@@ -201,7 +203,12 @@ def _all_tensors(graph: onnx.GraphProto) -> list[tuple[str, onnx.TensorProto]]:
     tensors = [(tensor.name, tensor) for tensor in graph.initializer]
     for sparse in graph.sparse_initializer:
         tensors += [(sparse.values.name, sparse.values), (sparse.values.name, sparse.indices)]
-    for node in graph.node:
+    return tensors + _attribute_tensors(graph.node)
+
+
+def _attribute_tensors(nodes: Iterable[onnx.NodeProto]) -> list[tuple[str, onnx.TensorProto]]:
+    tensors = []
+    for node in nodes:
         for attribute in node.attribute:
             tensors += [(f"{node.name}.{attribute.name}", tensor) for tensor in (attribute.t, *attribute.tensors)]
             for subgraph in (attribute.g, *attribute.graphs):

@@ -115,7 +115,7 @@ def test_a_line_is_named_whatever_the_file_is_called(write, monkeypatch, folder)
         ("rate:", "rate must be a number"),
         ("enabled: 1", "enabled must be true or false, got '1'"),
         ("name: null", "name must be a text"),
-        ("name: {a: b}", "name must be one value, got a mapping"),
+        ("name: {a: b}", "name must be a text, got a mapping"),
         ("mode: fast", "mode must be one of on, off, slow, got 'fast'"),
         ("mode: slwo", "Did you mean 'slow'?"),
         ("mode: [slow]", "mode must be one of on, off, slow, got a list"),

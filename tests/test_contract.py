@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpg_robot.contract import CommandChannel, Contract, Feature, MeasurementChannel
@@ -31,23 +31,20 @@ names = st.text(min_size=1, max_size=8)
 finite = st.floats(allow_nan=False, allow_infinity=False, width=32)
 
 
+distinct_names = st.lists(names, min_size=1, max_size=4, unique=True)
+
+
 @st.composite
 def contracts(draw):
-    measurements = tuple(
-        MeasurementChannel(name, draw(names)) for name in draw(st.lists(names, min_size=1, max_size=4, unique=True))
-    )
+    measurements = tuple(MeasurementChannel(name, draw(names)) for name in draw(distinct_names))
     channels = st.sampled_from([channel.name for channel in measurements])
+    features = st.lists(st.builds(Feature, st.sampled_from(["identity", "cos", "sin"]), channels), min_size=1, max_size=5)
     limits = st.tuples(finite, finite).filter(lambda pair: pair[0] < pair[1])
     return Contract(
         task=draw(names),
         measurements=measurements,
-        features=tuple(
-            draw(st.lists(st.builds(Feature, st.sampled_from(["identity", "cos", "sin"]), channels), min_size=1, max_size=5))
-        ),
-        commands=tuple(
-            CommandChannel(name, draw(names), *draw(limits))
-            for name in draw(st.lists(names, min_size=1, max_size=3, unique=True))
-        ),
+        features=tuple(draw(features)),
+        commands=tuple(CommandChannel(name, draw(names), *draw(limits)) for name in draw(distinct_names)),
         rate_hz=draw(st.floats(min_value=1e-3, max_value=1e5)),
         history=draw(st.integers(0, 9)),
         latency_budget_s=draw(st.floats(min_value=0, max_value=1)),
@@ -55,17 +52,13 @@ def contracts(draw):
     )
 
 
+@settings(max_examples=40)
 @given(contract=contracts())
 def test_a_contract_survives_the_way_through_json(contract):
     again = Contract.from_dict(json.loads(json.dumps(contract.to_dict())))
     assert again == contract
     assert again.fingerprint() == contract.fingerprint()
     contract.require_equal(again, ours="a", theirs="b")
-
-
-@given(one=contracts(), other=contracts())
-def test_contracts_have_one_fingerprint_exactly_when_they_are_equal(one, other):
-    assert (one.fingerprint() == other.fingerprint()) == (one == other)
 
 
 def test_the_fingerprint_does_not_depend_on_how_a_number_was_written():

@@ -29,8 +29,8 @@ CONTRACT = Contract(
     action_repeat=2,
 )
 
-# Swings the cart to and fro without leaving the middle third of the rail, so that a run is visible in its record.
-GENTLE = {"cart_position": -0.2, "cart_velocity": -0.15, "bias": 0.05}
+# Pushes always a little, but not so much that the next homing takes long.
+GENTLE = {"cart_position": -0.2, "cart_velocity": -0.15, "bias": 0.02}
 
 
 def write_policy(path, contract=CONTRACT, gains=GENTLE, *, golden_cases=4, change=None, change_metadata=None):

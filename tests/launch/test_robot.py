@@ -299,7 +299,7 @@ def test_what_cannot_run_is_refused_with_the_reason(tiny_policy, policy, virtual
 
 
 def test_check_finds_a_robot_in_order_without_enabling_it(policy, virtual_robot, tmp_path):
-    begin_ns, captured = time.monotonic_ns(), {"stdout": subprocess.PIPE}
+    begin_ns = time.monotonic_ns()
     process = start(
         "robot.py",
         "check",
