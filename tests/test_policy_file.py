@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper
@@ -108,8 +108,8 @@ def test_a_flipped_bit_is_refused_or_changes_nothing_that_is_used(exported, tmp_
     _, metadata = read_policy_file(exported)
     random, harmless = np.random.default_rng(1), 0
     text = content.find(b'{"contract"')
-    everywhere = random.integers(0, 8 * len(content), 800)
-    in_metadata = random.integers(8 * text, 8 * len(content), 400)
+    everywhere = random.integers(0, 8 * len(content), 500)
+    in_metadata = random.integers(8 * text, 8 * len(content), 250)
     for bit in [*range(8 * 40), *everywhere.tolist(), *in_metadata.tolist()]:
         damaged = bytearray(content)
         damaged[bit // 8] ^= 1 << (bit % 8)
@@ -281,6 +281,7 @@ def test_a_policy_for_another_robot_is_refused_by_the_differing_field(exported, 
 floats = hnp.arrays(np.float32, (2, 3), elements=st.floats(width=32, allow_nan=False, allow_infinity=False))
 
 
+@settings(max_examples=30)
 @given(
     vectors=st.builds(GoldenVectors, floats, floats, floats, floats, floats),
     training=st.dictionaries(st.text(), st.floats(-1, 1)),

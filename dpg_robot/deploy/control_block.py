@@ -6,6 +6,8 @@ No locks: each cell has one writer, except the stop request, where any request i
 from __future__ import annotations
 
 import contextlib
+import os
+import secrets
 from dataclasses import dataclass
 from enum import IntEnum
 from multiprocessing.shared_memory import SharedMemory
@@ -61,7 +63,8 @@ class ControlBlock:
     @classmethod
     def create(cls) -> ControlBlock:
         """Make a new block under a name of its own, in which nothing is requested."""
-        block = cls(SharedMemory(create=True, size=8 * len(_Cell)), owner=True)
+        name = f"dpg-block-{os.getpid()}-{secrets.token_hex(4)}"
+        block = cls(SharedMemory(name, create=True, size=8 * len(_Cell)), owner=True)
         block.publish(LoopState.IDLE, episode=-1, step=0, ticks=0, missed=0)
         return block
 

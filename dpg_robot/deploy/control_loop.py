@@ -128,6 +128,7 @@ class ControlLoop:
     def _start(self) -> None:
         """Connect, wait until measurements come and the log is written, check where the robot stands, and enable it."""
         self._robot.connect()
+        self._safety.returning = True
         self._clock.resume()
         deadline_ns = time.monotonic_ns() + round(_START_TIMEOUT_S * 1e9)
         while True:
@@ -154,6 +155,7 @@ class ControlLoop:
         """Bring the robot to the start of an episode."""
         self._record.state, self._record.episode, self._record.step = LoopState.HOMING, NO_EPISODE, 0
         self._homing.start()
+        self._safety.returning = True
         start_ns = now_ns = time.monotonic_ns()
         timeout_s = self._settings.robot.homing_timeout_s
         while not self._homing.done:
@@ -176,6 +178,7 @@ class ControlLoop:
         """Let the policy act for the length of an episode; the tick after the last step closes it."""
         self._record.state, self._record.episode = LoopState.RUNNING, report.episode
         self._session.reset()
+        self._safety.returning = False
         for step in range(self._settings.episode_steps + 1):
             self._record.step = report.steps = step
             self._begin_tick()

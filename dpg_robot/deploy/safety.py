@@ -148,6 +148,9 @@ class Safety:
         config: the limits.
         contract: channels, command limits, rate and latency budget.
         deadline_ns: time from the beginning of a tick within which its command must be sent.
+        returning: whether a position beyond a hard limit is borne, because the robot is on its way back from there (it may have
+            coasted to the end of its rail when the last run ended). Soft limits let it move only inward; once it is inside,
+            this is false again. Positions without soft limits are never let off.
     """
 
     def __init__(self, config: SafetyConfig, contract: Contract) -> None:
@@ -173,6 +176,7 @@ class Safety:
         self.deadline_ns = min(fraction_ns, round(contract.latency_budget_s * 1e9))
         self._overruns_in_row = 0
         self._was_enabled = False
+        self.returning = False
 
     def neutral_command(self) -> NDArray[np.float64]:
         """Return (C,) the command to give where there is none: 0 within the limits, or the last one where 0 is an effort."""
@@ -271,16 +275,22 @@ class Safety:
         return ", ".join(f"{name} {value:.4g}" for name, value in zip(self.contract.measurement_names, measurement, strict=True))
 
     def _check_limits(self, values: NDArray[np.float64]) -> tuple[int, Stop | None]:
+        flags = 0
         for position in self._positions:
             value, limit = float(values[position.index]), position.limit
             if not limit.hard_low <= value <= limit.hard_high:
-                message = f"{position.name} = {value:.4g} is outside its hard limits {limit.hard_low:g} to {limit.hard_high:g}"
-                return SafetyFlag.HARD_LIMIT.value, Stop(message, terminal=True)
+                flags = SafetyFlag.HARD_LIMIT.value
+                if not (self.returning and position.command_index is not None):
+                    message = (
+                        f"{position.name} = {value:.4g} is outside its hard limits {limit.hard_low:g} to {limit.hard_high:g}"
+                    )
+                    return flags, Stop(message, terminal=True)
+        self.returning &= flags != 0
         for name, index, largest in self._speeds:
             if abs(float(values[index])) > largest:
                 message = f"{name} = {values[index]:.4g} is beyond its limit of {largest:g}"
                 return SafetyFlag.SPEED_LIMIT.value, Stop(message, terminal=True)
-        return 0, None
+        return flags, None
 
     def describe_channels(self, which: NDArray[np.bool_]) -> str:
         """Return the names of the measurement channels for which ``which`` (M,) is true."""

@@ -57,7 +57,8 @@ class RunResult:
 def supervise(settings: RunSettings, *, quiet: bool = False) -> RunResult:
     """Run the robot as ``settings`` say, until all episodes are done or something stops it.
 
-    SIGINT and SIGTERM stop the robot; must be called in the main thread.
+    SIGINT and SIGTERM stop the robot. Must be called in the main thread, by a program whose main module may be imported (with
+    ``if __name__ == "__main__"``), because the processes of the run are spawned.
 
     Args:
         settings: the run.

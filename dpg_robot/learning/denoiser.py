@@ -46,7 +46,7 @@ class ActionDenoiser(nn.Module):
             scale_in * noised_action,
             0.25 * sigma.log(),
             self.observation_normalizer(observation),
-            self.outcome_normalizer(outcome) * has_outcome,
+            torch.where(has_outcome > 0, self.outcome_normalizer(outcome), 0.0),  # a product would let a NaN through
             has_outcome,
         ]
         residual: Tensor = self.network(torch.cat(inputs, dim=-1))

@@ -124,11 +124,11 @@ def export_policy(
     device = next(policy.parameters()).device
     deployed = DeployedPolicy(policy, contract).cpu().eval()
     try:
-        model = _to_onnx(deployed)
         measurement, history = _random_inputs(deployed, parity_samples, np.random.default_rng(seed))
         wanted = _run_torch(deployed, measurement, history)
         if not all(np.isfinite(output).all() for output in wanted):
             raise PolicyFileError(f"{path} was not written: the policy gives values that are not finite; did training diverge?")
+        model = _to_onnx(deployed)
         golden = GoldenVectors(
             measurement[:_GOLDEN_CASES], history[:_GOLDEN_CASES], *(output[:_GOLDEN_CASES] for output in wanted)
         )

@@ -102,10 +102,9 @@ class RunningNormalizer(nn.Module):
         total = self.count + added
         share = (added / total).to(self.mean.dtype)
         delta = samples.mean(0) - self.mean
-        spread = samples.var(0, unbiased=False) - self.variance + delta**2 * (1 - share)
-        self.mean += delta * share
-        # Before the first sample the variance of 1 is a placeholder: share is 1 then and replaces it.
-        self.variance += spread * share
+        # Before the first samples mean and variance are placeholders: share is 1 then and replaces them.
+        self.mean.lerp_(samples.mean(0), share)
+        self.variance.lerp_(samples.var(0, unbiased=False) + delta**2 * (1 - share), share)
         self.count.copy_(total)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -90,8 +90,9 @@ class ReplayBuffer:
         kept = len(state["reward"])
         if kept != min(int(state["added"]), self.capacity):
             raise ValueError(f"replay of {kept} transitions does not fit a buffer of capacity {self.capacity}")
+        for name, data in self._data.items():
+            if state[name].shape != (kept, *data.shape[1:]):
+                raise ValueError(f"replay {name} has shape {tuple(state[name].shape)}, expected {(kept, *data.shape[1:])}")
         self.added = int(state["added"])
         for name, data in self._data.items():
-            if state[name].shape[1:] != data.shape[1:]:
-                raise ValueError(f"replay {name} has shape {tuple(state[name].shape)}, expected (..., {tuple(data.shape[1:])})")
             data[:kept] = state[name]

@@ -43,7 +43,13 @@ class CartpoleSwingup:
     name = "cartpole-swingup"
     control_timestep_s = CONTROL_TIMESTEP_S
     time_limit_s = TIME_LIMIT_S
-    observation_names: tuple[str, ...] = ("cart_position", "pole_angle_cosine", "pole_angle_sine", "cart_velocity", "pole_velocity")
+    observation_names: tuple[str, ...] = (
+        "cart_position",
+        "pole_angle_cosine",
+        "pole_angle_sine",
+        "cart_velocity",
+        "pole_velocity",
+    )
 
     def load_model(self) -> mujoco.MjModel:
         """Return dm_control's cart-pole model."""

@@ -312,6 +312,30 @@ def test_a_robot_beyond_its_hard_limit_is_not_enabled(bench):
     assert not report.episodes
 
 
+class PullingHoming:
+    """Pulls the cart back from the upper end."""
+
+    done = False
+
+    def start(self):
+        self.done = False
+
+    def command(self, measurement, time_s):
+        self.done = measurement[0] < 1.5
+        return np.array([-10.0])
+
+
+def test_a_robot_that_coasted_beyond_its_hard_limit_is_homed_from_there(bench):
+    limit = PositionLimit(-1.6, 1.6, -1.75, 1.75, "cart_velocity", "cart_force", 10.0, 4.0)
+    safety = SafetyConfig(positions={"cart_position": limit}, stale_patience_periods=20, max_overruns_in_row=10_000)
+    it = bench(homing=PullingHoming(), safety=safety)
+    it.robot.position = 1.8
+    it.settings = dataclasses.replace(it.settings, robot=dataclasses.replace(it.settings.robot, homing_timeout_s=10.0))
+    assert it.run().reason == "finished"
+    homing = it.records[it.records["state"] == LoopState.HOMING]
+    assert (homing["command"] <= 0.0).all()
+
+
 def test_without_a_log_process_the_robot_is_not_enabled(bench, monkeypatch):
     monkeypatch.setattr("dpg_robot.deploy.control_loop._START_TIMEOUT_S", 0.2)
     it = bench()

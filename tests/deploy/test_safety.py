@@ -108,6 +108,12 @@ def test_beyond_a_soft_limit_nothing_pushes_further_outward(position, velocity, 
         assert sent == command
 
 
+def test_braking_begins_early_enough_for_the_command_to_travel():
+    # 1 m + (2.1 m/s)^2 / (2 * 4 m/s^2) = 1.55 m is within the limit of 1.6 m; 0.05 s at 2.1 m/s more is not.
+    assert brake_at_soft_limit(LIMIT, 1.0, 2.1, 10.0, lead_s=0.0) == 10.0
+    assert brake_at_soft_limit(LIMIT, 1.0, 2.1, 10.0, lead_s=0.05) == -10.0
+
+
 @given(positions, velocities, st.floats(-10, 10))
 def test_both_ends_of_the_rail_are_treated_alike(position, velocity, command):
     assert brake_at_soft_limit(LIMIT, -position, -velocity, -command, 0.02) == -brake_at_soft_limit(
@@ -143,6 +149,23 @@ def test_a_hard_position_limit_ends_the_episode_for_good(position):
     assert flags == SafetyFlag.HARD_LIMIT
     assert stop.terminal
     assert "cart_position" in stop.message
+
+
+def test_a_robot_on_its_way_back_from_beyond_a_hard_limit_is_let_off_until_it_is_inside():
+    safety = make_safety()
+    safety.returning = True
+    assert safety.check_measurement(*reading(1.8)) == (SafetyFlag.HARD_LIMIT, None)
+    command = np.array([5.0])
+    safety.limit_command(command, reading(1.8)[0].values)
+    assert command[0] == -10.0
+    assert safety.check_measurement(*reading(1.7)) == (0, None)
+    assert safety.check_measurement(*reading(1.8))[1] is not None
+
+
+def test_a_position_that_nothing_holds_back_is_never_let_off():
+    safety = make_safety(positions={"cart_position": PositionLimit(hard_low=-1.75, hard_high=1.75)})
+    safety.returning = True
+    assert safety.check_measurement(*reading(1.8))[1] is not None
 
 
 def test_a_speed_limit_ends_the_episode_for_good():

@@ -286,6 +286,7 @@ def test_a_killed_robot_ends_the_run_and_a_new_one_serves_the_next(run, tmp_path
         (["run", "--policy", "{policy}", "--port", "/dev/nothing"], "/dev/nothing"),
         (["check", "--policy", "{policy}", "--port", "/dev/nothing"], "/dev/nothing"),
         (["run", "--policy", "{policy}", "--robot", "nothing.yaml"], "nothing.yaml"),
+        (["run", "--policy", "{policy}", "--port", "{port}", "--log", "/proc/log"], "log process"),
     ],
 )
 def test_what_cannot_run_is_refused_with_the_reason(tiny_policy, policy, virtual_robot, tmp_path, arguments, said):

@@ -1,0 +1,198 @@
+"""The learner: it finds a known optimum, bootstraps where a future exists, and refuses settings that cannot work."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from dpg_robot.contract import CommandChannel, Contract, Feature, MeasurementChannel
+from dpg_robot.learning import learner as learner_module
+from dpg_robot.learning.learner import Learner, LearnerConfig
+from dpg_robot.learning.replay import Batch, ReplayBuffer
+
+CONTRACT = Contract(
+    task="bandit",
+    measurements=(MeasurementChannel("place", "m"),),
+    features=(Feature("identity", "place"),),
+    commands=(CommandChannel("push", "N", -1.0, 1.0),),
+    rate_hz=10.0,
+)
+BEST = 0.4
+SMALL = LearnerConfig(
+    hidden_sizes=(32, 32),
+    batch_size=64,
+    learning_rate=3e-3,
+    policy_learning_rate=5e-3,
+    policy_update_interval=1,
+    reward_scale=1.0,
+    initial_temperature=0.01,
+)
+
+
+def pull(action, generator):
+    """One step of a bandit: the action moves the place, with noise; nearer to BEST is better."""
+    place = torch.zeros_like(action)
+    next_place = action + 0.3 * torch.randn(action.shape, generator=generator)
+    reward = -((next_place[:, 0] - BEST) ** 2)
+    return Batch(place, action, reward, next_place, torch.ones(len(action)))
+
+
+def random_batch(count=16, generator=None):
+    generator = generator or torch.Generator().manual_seed(0)
+    return pull(2 * torch.rand(count, 1, generator=generator) - 1, generator)
+
+
+def trained(config, updates, seed=0):
+    """Return a learner trained on what random actions gave: it has to improve on its data, not to imitate them."""
+    generator = torch.Generator().manual_seed(seed)
+    learner, replay = Learner(CONTRACT, config, seed), ReplayBuffer(4000, 1, 1)
+    batch = random_batch(4000, generator)
+    replay.add(batch)
+    learner.observe(batch)
+    for _ in range(updates):
+        metrics = learner.update(replay.sample(config.batch_size, generator))
+    return learner, metrics
+
+
+def mean_action(learner):
+    return learner.policy.mean_action(torch.zeros(1, 1)).item()
+
+
+@pytest.mark.parametrize("outcome", ["next_state", "reward_and_next_state"])
+def test_a_noisy_bandit_is_solved_with_either_outcome(outcome):
+    learner, metrics = trained(dataclasses.replace(SMALL, outcome=outcome), updates=200)
+    assert mean_action(learner) == pytest.approx(BEST, abs=0.12)
+    assert 0.05 < float(metrics["denoiser/explained"]) < 1, "the outcome must tell the denoiser something"
+
+
+@pytest.mark.parametrize("direction", [1.0, -1.0])
+def test_the_policy_follows_the_denoised_gradient(monkeypatch, direction):
+    # an estimate that points one way everywhere has to drive the action to that end, against what the values say
+    monkeypatch.setattr(
+        learner_module, "denoised_action_gradient", lambda target, baseline, told, untold, sigma: torch.full_like(told, direction)
+    )
+    learner, _ = trained(dataclasses.replace(SMALL, slope_weight=100.0), updates=60)
+    assert direction * mean_action(learner) > 0.6
+
+
+def test_the_gradient_gets_what_the_identity_asks_for(monkeypatch):
+    calls = []
+    original = learner_module.denoised_action_gradient
+
+    def spy(*arguments):
+        calls.append(arguments)
+        return original(*arguments)
+
+    monkeypatch.setattr(learner_module, "denoised_action_gradient", spy)
+    learner, batch = Learner(CONTRACT, SMALL), random_batch(2000)
+    noised = []
+    value_and_slope = learner.baseline.value_and_slope
+
+    def watch(observation, noised_action, sigma, direction):
+        noised.append(noised_action)
+        return value_and_slope(observation, noised_action, sigma, direction)
+
+    monkeypatch.setattr(learner.baseline, "value_and_slope", watch)
+    learner.update(batch)
+    target, baseline, told, untold, sigma = calls[0]
+    assert not any(tensor.requires_grad for tensor in calls[0])
+    torch.testing.assert_close(target, batch.reward)  # all transitions are terminal
+    assert float(sigma.min()) >= SMALL.sigma_min * 0.999
+    assert float(sigma.max()) <= SMALL.sigma_max * 1.001
+    noise = (noised[0] - batch.action)[:, 0] / sigma
+    assert abs(float(noise.mean())) < 0.1
+    assert float(noise.std()) == pytest.approx(1, abs=0.06)
+    assert told.shape == untold.shape == batch.action.shape
+    assert baseline.shape == target.shape
+
+
+def test_a_terminal_state_has_no_future_and_a_time_out_has_one():
+    learner = Learner(CONTRACT, dataclasses.replace(SMALL, discount=0.9, reward_scale=0.5, initial_temperature=0.2))
+    batch = dataclasses.replace(random_batch(8), terminal=torch.tensor([1.0, 0.0] * 4))
+    before = learner.generator.get_state()
+    target = learner.target(batch)
+    learner.generator.set_state(before)
+    with torch.no_grad():
+        noise = torch.randn(8, 1, generator=learner.generator)
+        action, log_probability = learner.policy(batch.next_observation, noise)
+        values = learner.target_baseline(batch.next_observation, action, torch.zeros(8, 1))
+    expected = 0.5 * batch.reward + 0.9 * (1 - batch.terminal) * (values.min(0).values - 0.2 * log_probability)
+    torch.testing.assert_close(target, expected)
+    assert torch.equal(target[::2], 0.5 * batch.reward[::2])
+    assert ((target - 0.5 * batch.reward)[1::2].abs() > 1e-3).all()
+    assert not target.requires_grad
+
+
+def test_the_outcome_is_the_change_of_the_features_and_the_reward_where_asked():
+    contract = dataclasses.replace(CONTRACT, history=2)
+    batch = Batch(torch.rand(3, 5), torch.rand(3, 1), torch.rand(3), torch.rand(3, 5), torch.zeros(3))
+    change = batch.next_observation[:, :1] - batch.observation[:, :1]
+    for kind, expected in (("next_state", change), ("reward_and_next_state", torch.cat([change, batch.reward[:, None]], 1))):
+        learner = Learner(contract, dataclasses.replace(SMALL, outcome=kind))
+        assert torch.equal(learner.outcome(batch), expected)
+        assert learner.outcome_size == expected.shape[1]
+
+
+def test_the_target_baseline_follows_the_baseline_slowly():
+    learner = Learner(CONTRACT, dataclasses.replace(SMALL, target_update=0.25))
+    start = [parameter.clone() for parameter in learner.target_baseline.parameters()]
+    learner.update(random_batch())
+    for target, ours, before in zip(learner.target_baseline.parameters(), learner.baseline.parameters(), start, strict=True):
+        torch.testing.assert_close(target, before + 0.25 * (ours - before))
+
+
+def test_equal_seeds_give_equal_learners_and_the_global_generator_is_left_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    states = []
+    for seed in (1, 1, 2):
+        learner = Learner(CONTRACT, SMALL, seed)
+        for _ in range(3):
+            learner.update(random_batch())
+        states.append(learner.state_dict() | {"action": learner.act(torch.zeros(4, 1))})
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert not torch.equal(states[0]["action"], states[2]["action"])
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_all_normalizers_see_what_was_observed():
+    learner, batch = Learner(CONTRACT, SMALL), random_batch(100)
+    batch = dataclasses.replace(batch, observation=torch.rand(100, 1) + 3)
+    learner.observe(batch)
+    for name, samples in [
+        ("policy.normalizer", batch.observation),
+        ("denoiser.observation_normalizer", batch.observation),
+        ("baseline.normalizer", batch.observation),
+        ("target_baseline.normalizer", batch.observation),
+        ("denoiser.outcome_normalizer", learner.outcome(batch)),
+    ]:
+        torch.testing.assert_close(learner.get_submodule(name).mean, samples.mean(0))
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"batch_size": 0}, "batch_size must be 1 or more"),
+        ({"baseline_members": 0}, "baseline_members must be 1 or more"),
+        ({"policy_update_interval": 0}, "policy_update_interval must be 1 or more"),
+        ({"hidden_sizes": (32, 0)}, "hidden_sizes must be 1 or more each"),
+        ({"discount": 1.0}, r"discount must be in \[0, 1\)"),
+        ({"discount": -0.1}, r"discount must be in \[0, 1\)"),
+        ({"sigma_min": 0.0}, "need 0 < sigma_min <= sigma_max"),
+        ({"sigma_min": 0.6}, "need 0 < sigma_min <= sigma_max"),
+        ({"sigma_max": math.inf}, "sigma_max must be finite"),
+        ({"learning_rate": -1e-3}, "learning_rate must be positive"),
+        ({"policy_learning_rate": 0.0}, "policy_learning_rate must be positive"),
+        ({"initial_temperature": -1.0}, "initial_temperature must be positive"),
+        ({"action_std": 0.0}, "action_std must be positive"),
+        ({"max_gradient_norm": 0.0}, "max_gradient_norm must be positive"),
+        ({"target_update": 1.5}, r"target_update must be in \(0, 1\]"),
+        ({"slope_weight": -1.0}, "slope_weight must be 0 or more"),
+        ({"reward_scale": math.inf}, "reward_scale and sigma_max must be finite"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(change, expected):
+    with pytest.raises(ValueError, match=expected):
+        dataclasses.replace(SMALL, **change)
