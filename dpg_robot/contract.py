@@ -7,7 +7,6 @@ it before anything moves, so a wrong channel order, unit, limit or rate is refus
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -216,12 +215,6 @@ class Contract:
             raise
         except (KeyError, TypeError, ValueError) as error:
             raise ContractError(f"not a contract of version {CONTRACT_VERSION}: {error}") from error
-
-    def fingerprint(self) -> str:
-        """Return a hash (16 hexadecimal digits) that changes when any field changes."""
-        # all numbers as floats, so that equal contracts (50 Hz and 50.0 Hz) have equal fingerprints
-        text = json.dumps(json.loads(json.dumps(self.to_dict()), parse_int=float), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def require_equal(self, other: Contract, *, ours: str, theirs: str) -> None:
         """Raise ContractError naming every field in which ``other`` differs.

@@ -35,7 +35,9 @@ def make_cartpole(config: RobotConfig, contract: Contract) -> tuple[Microcontrol
     for name in config.homing:
         if name not in known:
             raise unknown_name("homing parameter", name, known)
-    robot = MicrocontrollerRobot.from_contract(config.port, contract, baud_rate=config.baud_rate)
+    robot = MicrocontrollerRobot.from_contract(
+        config.port, contract, baud_rate=config.baud_rate, read_timeout_s=config.read_timeout_s
+    )
     force_limit = float(min(-contract.command_low[0], contract.command_high[0]))
     return robot, CartpoleHoming(HomingParameters(**config.homing), force_limit)
 

@@ -38,6 +38,7 @@ class DemoConfig:
     episodes: int = setting(5, "episodes on the robot, before and after fine-tuning")
     exploration_episodes: int = setting(4, "further episodes on the robot with exploration noise, to learn from")
     exploration: float = setting(0.2, "standard deviation of that noise", unit="share of half the action range")
+    episode_seconds: float = setting(10.0, "length of the robot's episodes", unit="s")
     finetune_updates: int = setting(3_000, "gradient updates of fine-tuning")
 
 
@@ -80,11 +81,11 @@ def virtual_robot(folder: Path, seed: int) -> Iterator[Path]:
         process.wait(timeout=10)
 
 
-def run_robot(folder: Path, name: str, port: Path, policy: Path, episodes: int, exploration: float, seed: int) -> dict[str, Any]:
-    """Run episodes on the robot and return the summary and the returns."""
-    result = folder / f"robot-{name}.json"
-    call("robot.py", "run", "--policy", policy, "--port", port, "--log", folder / "log", "--episodes", episodes,
-         "--explore", exploration, "--seed", seed, "--json", result)  # fmt: skip
+def run_robot(config: DemoConfig, folder: Path, port: Path, name: str, episodes: int, exploration: float) -> dict[str, Any]:
+    """Run episodes with the store's current policy on the robot and return the summary and the returns."""
+    result, policy = folder / f"robot-{name}.json", folder / "store" / "policy.onnx"
+    how = ["--episodes", episodes, "--episode-seconds", config.episode_seconds, "--explore", exploration, "--seed", config.seed]
+    call("robot.py", "run", "--policy", policy, "--port", port, "--log", folder / "log", "--json", result, *how)
     summary = json.loads(result.read_text())
     run = folder / "log" / summary["run_id"]
     contract = read_policy_file(policy)[1].contract
@@ -104,18 +105,16 @@ def carry_out(config: DemoConfig, folder: Path) -> dict[str, Any]:
         call("host.py", "publish", "--policy", pretrained / "policy.onnx", "--store", store)
     with virtual_robot(folder, config.robot_seed) as port:
         with stages.stage("robot, before fine-tuning"):
-            before = run_robot(folder, "before", port, store / "policy.onnx", config.episodes, 0.0, config.seed)
+            before = run_robot(config, folder, port, "before", config.episodes, 0.0)
         with stages.stage("robot, exploring"):
-            exploring = run_robot(
-                folder, "exploring", port, store / "policy.onnx", config.exploration_episodes, config.exploration, config.seed
-            )
+            exploring = run_robot(config, folder, port, "exploring", config.exploration_episodes, config.exploration)
         pretraining = json.loads((folder / "pretrain.json").read_text())
         with stages.stage("fine-tune on the host"):
             call("host.py", "finetune", "--log", folder / "log", "--checkpoint", pretraining["checkpoint"], "--store", store,
                  "--run", folder / "finetune", "--json", folder / "finetune.json",
                  f"finetune.updates={config.finetune_updates}", f"finetune.seed={config.seed}")  # fmt: skip
         with stages.stage("robot, after fine-tuning"):
-            after = run_robot(folder, "after", port, store / "policy.onnx", config.episodes, 0.0, config.seed)
+            after = run_robot(config, folder, port, "after", config.episodes, 0.0)
     runs = {"before": before, "exploring": exploring, "after": after}
     return make_report(folder, runs, stages.seconds | {"all stages": round(time.monotonic() - started, 2)})
 
@@ -176,7 +175,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add_config_arguments(parser, DemoConfig, ROOT / "configs" / "demo.yaml")
     parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="folder, emptied first (default: %(default)s)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     try:
         config = config_from_arguments(DemoConfig, arguments)
         folder: Path = arguments.run.resolve()

@@ -9,10 +9,11 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from dpg_robot.deploy.clock import request_real_time
 from dpg_robot.files import write_atomically
 
 _REAL_TIME_PRIORITY = 50
@@ -64,16 +65,10 @@ def serve_until_interrupted(server: Server, link: Path | None) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
-    _ask_for_real_time()
+    request_real_time(_REAL_TIME_PRIORITY)  # where the system grants it: a real board has a processor of its own
     with _symlink(link, server.path):
         print(server.path, flush=True)
         server.serve(lambda: interrupted)
-
-
-def _ask_for_real_time() -> None:
-    """Run ahead of ordinary programs where the system allows it: a real board has a processor of its own."""
-    with suppress(OSError, AttributeError):
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(_REAL_TIME_PRIORITY))
 
 
 def _add_cartpole(devices: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -85,6 +85,7 @@ class BatchEnvironment:
         self._disturbance = disturbance
         self._pushes = Pushes(disturbance, num_envs, model.nv, task.control_timestep_s)
         self._steps = np.zeros(num_envs, dtype=np.int64)
+        self._started = False
 
     @property
     def qpos(self) -> NDArray[np.float64]:
@@ -103,6 +104,7 @@ class BatchEnvironment:
     def reset(self) -> NDArray[np.float32]:
         """Start a new episode in every environment and return the observations (N, obs_dim)."""
         self._restart(np.arange(self.num_envs))
+        self._started = True
         return self._observe()
 
     def set_state(self, qpos: NDArray[Any], qvel: NDArray[Any]) -> NDArray[np.float32]:
@@ -120,6 +122,7 @@ class BatchEnvironment:
         self._batch.qpos[:] = qpos
         self._batch.qvel[:] = qvel
         self._batch.forward()
+        self._started = True
         return self.task.observe(self._batch).astype(np.float32)
 
     def step(self, actions: NDArray[Any]) -> StepResult:
@@ -127,7 +130,10 @@ class BatchEnvironment:
 
         Raises:
             ValueError: wrong shape, or actions that are not finite (names the environments).
+            RuntimeError: before the first ``reset`` or ``set_state``.
         """
+        if not self._started:
+            raise RuntimeError("the environments have no state yet; call reset() or set_state() before step()")
         actions = self._check_actions(actions)
         low, high = self._control_low, self._control_high
         control = low + (np.clip(actions, -1.0, 1.0) + 1.0) * 0.5 * (high - low)
@@ -165,6 +171,7 @@ class BatchEnvironment:
         for name in _STATE_FIELDS:
             getattr(self._batch, name)[:] = state[f"physics.{name}"]
         self._steps[:] = state["steps"]
+        self._started = True
         self._pushes.force[:] = state["push.force"]
         self._pushes.remaining[:] = state["push.remaining"]
         self._random.bit_generator.state = json.loads(bytes(state["random"]))

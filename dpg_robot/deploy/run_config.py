@@ -28,6 +28,7 @@ class RobotConfig:
     commands: tuple[CommandChannel, ...] = field(metadata={"help": "command channels (name, unit, low, high), in order"})
     port: str = setting("", "serial port of the device, for example /dev/ttyACM0")
     baud_rate: int = setting(1_000_000, "speed of the serial port", unit="bit/s")
+    read_timeout_s: float = setting(0.004, "longest time that a tick waits for the measurements", unit="s")
     safety: SafetyConfig = setting(SafetyConfig, "limits and patience of the safety layers")
     homing: dict[str, float] = setting(dict, "parameters of the driver's homing controller")
     homing_timeout_s: float = setting(20.0, "longest time that homing may take", unit="s")
@@ -37,7 +38,7 @@ class RobotConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.real_time_priority <= 99:
             raise ConfigError(f"real_time_priority must be 0 to 99, got {self.real_time_priority}")
-        for name in ("rate_hz", "homing_timeout_s", "episode_seconds"):
+        for name in ("rate_hz", "read_timeout_s", "homing_timeout_s", "episode_seconds"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ConfigError(f"{name} must be positive and finite, got {getattr(self, name)}")
 

@@ -267,3 +267,9 @@ def test_it_works_without_a_display(tmp_path):
     child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, env=environment)
     assert child.returncode == 0, child.stderr
     assert child.stdout.strip() == "(1, 5)"
+
+
+def test_stepping_before_a_start_is_refused() -> None:
+    environment = sim.make("cartpole-swingup")
+    with pytest.raises(RuntimeError, match="call reset"):
+        environment.step(np.zeros((1, 1)))

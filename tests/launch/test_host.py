@@ -1,0 +1,136 @@
+"""launch/host.py as a user calls it: real processes, real logs, a real checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import sim
+from dpg_robot.contract import Contract
+from dpg_robot.data.log_writer import LogWriter
+from dpg_robot.data.transition import EpisodeEnd, LoopState, tick_dtype
+
+ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = os.environ | {"MUJOCO_GL": "disable"}
+SMALL = ["evaluation_episodes=2", "torch_threads=1", "finetune.updates=60", "finetune.improve_policy_after=60"]
+
+
+def launch(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "launch" / script), *map(str, arguments)]
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with a briefly trained checkpoint and its policy.onnx."""
+    folder = tmp_path_factory.mktemp("pretrained") / "run"
+    settings = ["learner.hidden_sizes=[16,16]", "learner.batch_size=32", "num_envs=8", "torch_threads=1", "evaluation_episodes=2"]
+    steps = ["trainer.updates=40", "trainer.warmup_transitions=200", "trainer.evaluate_every=40", "trainer.replay_capacity=1000"]
+    for script, arguments in (("pretrain.py", ["--run", folder, "--quiet", *settings, *steps]), ("export.py", ["--run", folder])):
+        result = launch(script, *arguments)
+        assert result.returncode == 0, result.stderr
+    return folder
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """A log of four short episodes of small random actions, in two runs."""
+    contract = sim.make("cartpole-swingup", action_repeat=2).contract()
+    for run, seed in (("run-a", 1), ("run-b", 2)):
+        writer = LogWriter(tmp_path / "log", run, contract)
+        writer.append(records(contract, seed))
+        writer.close()
+    return tmp_path / "log"
+
+
+def records(contract: Contract, seed: int, episodes: int = 2, steps: int = 30) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    environment = sim.make("cartpole-swingup", seed=seed, action_repeat=2)
+    rows = np.zeros(episodes * (steps + 1), dtype=tick_dtype(contract.num_measurements, contract.num_actions))
+    for index, row in enumerate(rows):
+        if index % (steps + 1) == 0:
+            environment.reset()
+        row["sequence"] = row["period"] = index
+        row["episode"], row["step"] = divmod(index, steps + 1)
+        row["state"], row["valid"], row["time_ns"] = LoopState.RUNNING, True, index * contract.period_ns
+        row["measurement"] = np.concatenate([environment.qpos[0], environment.qvel[0]])
+        if row["step"] == steps:
+            row["episode_end"] = EpisodeEnd.TIMEOUT
+        else:
+            row["action"] = 0.2 * np.tanh(random.standard_normal(1))
+            environment.step(row["action"][None])
+    return rows
+
+
+def finetune(log: Path, pretrained: Path, folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    checkpoint = next((pretrained / "checkpoints").iterdir())
+    places = ["--log", log, "--checkpoint", checkpoint, "--store", folder / "store", "--run", folder / "finetune"]
+    return launch("host.py", "finetune", *places, "--quiet", "--json", folder / "result.json", *SMALL, *more)
+
+
+def test_a_log_is_taken_in_learned_from_judged_and_a_better_policy_published(pretrained: Path, log: Path, tmp_path: Path) -> None:
+    published = launch("host.py", "publish", "--policy", pretrained / "policy.onnx", "--store", tmp_path / "store")
+    assert published.returncode == 0, published.stderr
+    first = (tmp_path / "store" / "policy.onnx").read_bytes()
+
+    result = finetune(log, pretrained, tmp_path, "gate.max_return_loss=1")
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "result.json").read_text())
+    assert report["transitions"]["received"] == report["transitions"]["used"] == 120
+    assert report["transitions"]["trained_on"] + report["transitions"]["held_out"] == 120
+    assert report["after"]["denoising_error"] < report["before"]["denoising_error"]
+    assert report["verdict"]["passed"], report["verdict"]
+    assert (tmp_path / "store" / "policy.onnx").read_bytes() != first
+    assert json.loads((tmp_path / "store/versions/000002/verdict.json").read_text())["verdict"]["passed"]
+    assert (tmp_path / "finetune" / "config.yaml").exists()
+    assert (tmp_path / "finetune" / "checkpoint" / "state.json").exists()
+
+
+def test_a_candidate_that_did_not_earn_it_is_kept_but_not_published(pretrained: Path, log: Path, tmp_path: Path) -> None:
+    launch("host.py", "publish", "--policy", pretrained / "policy.onnx", "--store", tmp_path / "store")
+    first = (tmp_path / "store" / "policy.onnx").read_bytes()
+    # so large a step ruins the networks, which the errors on held-out episodes show
+    result = finetune(log, pretrained, tmp_path, "finetune.learning_rate_factor=3000")
+    assert result.returncode == 0, result.stderr
+    assert "not published" in result.stdout
+    assert "FAILED" in result.stdout
+    assert (tmp_path / "store" / "policy.onnx").read_bytes() == first
+    assert (tmp_path / "store/versions/000002/policy.onnx").exists()
+
+
+def test_a_log_with_a_gap_is_refused_and_nothing_is_written(pretrained: Path, log: Path, tmp_path: Path) -> None:
+    contract = sim.make("cartpole-swingup", action_repeat=2).contract()
+    shutil.rmtree(log / "run-b")
+    writer = LogWriter(log, "run-b", contract)
+    writer.append(np.delete(records(contract, 2), slice(10, 15)))
+    writer.close()
+    result = finetune(log, pretrained, tmp_path)
+    assert result.returncode == 1
+    assert "run-b" in result.stderr
+    assert "sequences 10 to 14 are missing" in result.stderr
+    assert not (tmp_path / "finetune").exists()
+    assert not list((tmp_path / "store" / "versions").iterdir())
+
+
+def test_a_damaged_checkpoint_is_refused(pretrained: Path, log: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(pretrained, broken)
+    (network,) = broken.glob("checkpoints/*/networks.safetensors")
+    network.write_bytes(network.read_bytes()[:-10])
+    result = finetune(log, broken, tmp_path)
+    assert result.returncode == 1
+    assert "networks.safetensors is not as it was written" in result.stderr
+
+
+def test_a_second_fine_tuning_into_the_same_folder_is_refused(pretrained: Path, log: Path, tmp_path: Path) -> None:
+    assert finetune(log, pretrained, tmp_path).returncode == 0
+    result = finetune(log, pretrained, tmp_path)
+    assert result.returncode == 1
+    assert "choose another --run folder" in result.stderr
