@@ -129,7 +129,8 @@ def make_report(folder: Path, runs: dict[str, dict[str, Any]], seconds: dict[str
         "return_on_robot": {name: run["return"] for name, run in runs.items()},
         "held_out_robot_data": {when: finetuning[when] for when in ("before", "after")},
         "verdict": finetuning["verdict"],
-        "policy_sent_back": runs["after"]["policy_id"] != runs["before"]["policy_id"],
+        "sent_back": finetuning["verdict"]["passed"],
+        "policy_changed": runs["after"]["policy_id"] != runs["before"]["policy_id"],
         "transitions": {"logged": logged} | finetuning["transitions"],
         "loop": {
             name: {key: loop[key] for key in ("rate_hz", "wakeup_latency_us", "period_us", "compute_us", "missed_periods")}

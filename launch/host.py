@@ -44,13 +44,13 @@ class HostConfig:
     gate: GateConfig = setting(GateConfig, "what a candidate must show")
 
 
-def evaluate_in_simulation(learner: Learner, config: HostConfig) -> Evaluation:
-    """Return the policy's returns in the episodes that the gate compares."""
+def evaluate_in_simulation(learner: Learner, config: HostConfig, seed: int) -> Evaluation:
+    """Return the policy's returns in the simulated episodes of a seed."""
     contract = learner.contract
     environment = sim.make(
         contract.task,
         num_envs=config.evaluation_episodes,
-        seed=config.evaluation_seed,
+        seed=seed,
         action_repeat=contract.action_repeat,
         randomization=config.randomization,
         disturbance=config.disturbance,
@@ -72,9 +72,14 @@ def run(config: HostConfig, log: Path, checkpoint: Path, store: ModelStore, fold
 
     folder.mkdir(parents=True, exist_ok=True)
     dump_config(config, folder / "config.yaml")
-    before, return_before = judge(learner, held_out), evaluate_in_simulation(learner, config)
-    metrics = finetune(learner, training, simulation, config.finetune, folder / "tensorboard", progress)
-    after, return_after = judge(learner, held_out), evaluate_in_simulation(learner, config)
+    seed = config.evaluation_seed  # the gate's episodes are others than those in which the policy was chosen
+    before, return_before = judge(learner, held_out), evaluate_in_simulation(learner, config, seed)
+
+    def returns() -> Evaluation:
+        return evaluate_in_simulation(learner, config, seed + 1)
+
+    metrics = finetune(learner, training, simulation, config.finetune, returns, folder / "tensorboard", progress)
+    after, return_after = judge(learner, held_out), evaluate_in_simulation(learner, config, seed)
     verdict = decide(before, after, return_before, return_after, config.gate)
 
     learner_tensors, learner_values = learner_state(learner)
@@ -137,6 +142,8 @@ def main() -> None:
     counts = result["transitions"]
     print(f"transitions: {counts['received']} received, {counts['used']} used, {counts['excluded']} excluded")
     print("\n".join(result["verdict"]["reasons"]))
+    changed = result["metrics"]["policy/changed"]
+    print("the policy was improved" if changed else "the policy was kept: none met in fine-tuning was better beyond noise")
     print(f"published {result['policy']}" if result["verdict"]["passed"] else f"not published; kept as {result['version']}")
 
 

@@ -40,12 +40,12 @@ def draw_demo_figure(report: dict[str, Any], path: str | Path) -> None:
 
 def _draw_learning_curve(axis: Axes, report: dict[str, Any]) -> None:
     curve = report["learning_curve"]
-    updates = np.array([point["updates"] for point in curve])
+    updates = np.array([point["updates"] for point in curve]) / 1000
     mean = np.array([point["mean"] for point in curve])
     lowest, highest = (np.array([function(point["returns"]) for point in curve]) for function in (np.min, np.max))
     axis.fill_between(updates, lowest, highest, color=_MUTED, label="lowest to highest episode")
     axis.plot(updates, mean, color=_AFTER, label="mean")
-    axis.set(title="Pretraining in randomized simulation", xlabel="gradient updates", ylabel="return", ylim=(0, 1000))
+    axis.set(title="Pretraining in randomized simulation", xlabel="thousand gradient updates", ylabel="return", ylim=(0, 1000))
     axis.legend(frameon=False, loc="lower right")
 
 
@@ -84,8 +84,8 @@ def _draw_errors(axis: Axes, report: dict[str, Any]) -> None:
         values = [held_out[when][name] / held_out["before"][name] for name in names]
         axis.bar(np.arange(len(names)) + offset, values, width=0.38, color=color, label=f"{when} fine-tuning")
     axis.set_xticks(range(len(names)), list(names.values()))
-    axis.set(title="Errors on held-out robot episodes", ylabel="share of the error before")
-    axis.legend(frameon=False, loc="lower left")
+    axis.set(title="Errors on held-out robot episodes", ylabel="share of the error before", ylim=(0, 1.35))
+    axis.legend(frameon=False, loc="upper right")
 
 
 def _draw_jitter(axis: Axes, report: dict[str, Any]) -> None:
@@ -94,6 +94,7 @@ def _draw_jitter(axis: Axes, report: dict[str, Any]) -> None:
     axis.set(
         title="Control loop: how late ticks began", xlabel="wake-up latency (us)", ylabel="ticks", xscale="log", yscale="log"
     )
+    axis.set_ylim(top=50 * len(latencies))
     missed = sum(loop["missed_periods"] for loop in report["loop"].values())
     rate = report["loop"]["after"]["rate_hz"]
     percentiles = ", ".join(f"p{p:g} {np.percentile(latencies, p):.0f}" for p in (50, 99, 99.9))

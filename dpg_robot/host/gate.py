@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from dpg_robot.config import setting
 from dpg_robot.host.finetune import Judgement
 from dpg_robot.learning.trainer import Evaluation
@@ -57,8 +55,6 @@ def decide(
         candidate_return: returns of the candidate in the same environments.
         config: thresholds.
     """
-    if len(current_return.returns) != len(candidate_return.returns):
-        raise ValueError("both policies must be evaluated in the same environments")
     conditions = [
         (
             bool(getattr(candidate, name) < getattr(current, name)),
@@ -71,17 +67,16 @@ def decide(
             ("td_error", "TD error"),
         )
     ]
-    difference = candidate_return.returns - current_return.returns
-    count = len(difference)
-    error = float(difference.std(ddof=1) / np.sqrt(count)) if count > 1 else float("inf")
-    allowed = config.max_return_loss * abs(current_return.mean)
     # A paired comparison: both ran the same episodes, so the noise that counts is that of the differences.
-    not_worse = np.isfinite(difference).all() and difference.mean() >= -(allowed + config.standard_errors * error)
+    gain, error = candidate_return.paired_difference(current_return)
+    allowed = config.max_return_loss * abs(current_return.mean)
+    not_worse = gain >= -(allowed + config.standard_errors * error)
     conditions.append(
         (
-            bool(not_worse),
-            f"return in simulation over {count} episodes: {current_return.mean:.1f} before, {candidate_return.mean:.1f} after "
-            f"(paired difference {difference.mean():+.1f} +- {error:.1f}; allowed loss {allowed:.1f} beyond noise)",
+            not_worse,
+            f"return in simulation over {len(current_return.returns)} episodes: {current_return.mean:.1f} before, "
+            f"{candidate_return.mean:.1f} after "
+            f"(paired difference {gain:+.1f} +- {error:.1f}; allowed loss {allowed:.1f} beyond noise)",
         )
     )
     reasons = tuple(f"{'ok' if passed else 'FAILED'}: {sentence}" for passed, sentence in conditions)

@@ -98,6 +98,17 @@ class Evaluation:
         """Standard error of the mean return."""
         return float(self.returns.std(ddof=1) / np.sqrt(len(self.returns))) if len(self.returns) > 1 else float("nan")
 
+    def paired_difference(self, other: Evaluation) -> tuple[float, float]:
+        """Return mean and standard error of the gain over ``other``, which ran the same episodes.
+
+        Raises:
+            ValueError: another number of episodes.
+        """
+        if len(self.returns) != len(other.returns):
+            raise ValueError(f"both must have run the same episodes, got {len(self.returns)} and {len(other.returns)}")
+        gain = Evaluation(self.returns - other.returns)
+        return gain.mean, gain.standard_error
+
     def to_dict(self) -> dict[str, Any]:
         """Return mean, standard error and all returns as plain numbers."""
         return {"mean": self.mean, "standard_error": self.standard_error, "returns": [round(float(r), 3) for r in self.returns]}

@@ -1,21 +1,33 @@
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 
 import sim
 from dpg_robot.contract import Contract
-from dpg_robot.host.finetune import FinetuneConfig, finetune, judge
+from dpg_robot.host.finetune import FinetuneConfig, PolicySelection, finetune, judge
 from dpg_robot.host.intake import take_in
 from dpg_robot.learning.learner import Learner, LearnerConfig
 from dpg_robot.learning.replay import Batch, ReplayBuffer
-from dpg_robot.learning.trainer import Collector
+from dpg_robot.learning.trainer import Collector, Evaluation
 from sim.tasks import make_task
 
 REWARD = make_task("cartpole-swingup").measured_reward
 SMALL = LearnerConfig(hidden_sizes=(32, 32), batch_size=64)
+
+
+def no_gain() -> Evaluation:
+    return Evaluation(np.arange(4.0))
+
+
+def growing_gain() -> Callable[[], Evaluation]:
+    """Return a judge to whom each policy is better than the one before."""
+    calls = itertools.count()
+    return lambda: Evaluation(np.arange(4.0) + 10.0 * next(calls))
 
 
 @pytest.fixture
@@ -46,7 +58,14 @@ def test_fine_tuning_lowers_denoising_and_td_error_on_episodes_it_did_not_see(
 ) -> None:
     training, held_out = robot
     before = judge(learner, held_out)
-    finetune(learner, training, simulation(contract), FinetuneConfig(updates=300, improve_policy_after=300), show_progress=False)
+    finetune(
+        learner,
+        training,
+        simulation(contract),
+        FinetuneConfig(updates=300, improve_policy_after=300, learning_rate_factor=1.0),
+        no_gain,
+        show_progress=False,
+    )
     after = judge(learner, held_out)
     assert after.denoising_error < 0.8 * before.denoising_error
     assert after.denoising_error_without_outcome < 0.9 * before.denoising_error_without_outcome
@@ -77,10 +96,10 @@ def test_the_policy_follows_only_after_denoiser_and_baseline(
 
     start = policy_weights()
     config = FinetuneConfig(updates=20, improve_policy_after=20)
-    finetune(learner, robot[0], simulation(contract), config, show_progress=False)
+    finetune(learner, robot[0], simulation(contract), config, growing_gain(), show_progress=False)
     assert torch.equal(policy_weights(), start)
     config = FinetuneConfig(updates=20, improve_policy_after=10)
-    finetune(learner, robot[0], simulation(contract), config, show_progress=False)
+    finetune(learner, robot[0], simulation(contract), config, growing_gain(), show_progress=False)
     assert not torch.equal(policy_weights(), start)
 
 
@@ -92,6 +111,23 @@ def test_fine_tuning_is_repeatable(learner: Learner, robot: tuple[Batch, Batch],
         fresh = Learner(contract, SMALL)
         fresh.load_state_dict(start)
         fresh.generator.set_state(random)
-        finetune(fresh, robot[0], simulation(contract), config, show_progress=False)
+        finetune(fresh, robot[0], simulation(contract), config, growing_gain(), show_progress=False)
         results.append(torch.cat([parameter.detach().flatten() for parameter in fresh.parameters()]))
     assert torch.equal(*results)
+
+
+@pytest.mark.parametrize(("gains", "kept"), [([0.0, 30.0, 20.0], 1), ([0.0, 1.0, -5.0], 0), ([0.0, 20.0, 30.0], 2)])
+def test_the_best_policy_is_kept_and_the_first_one_unless_another_is_better_beyond_noise(
+    learner: Learner, gains: list[float], kept: int
+) -> None:
+    noise = np.array([-2.0, 2.0, -1.0, 1.0])
+    weight = next(learner.policy.parameters())
+    torch.nn.init.zeros_(weight)
+    judged = iter([Evaluation(100.0 + gain + (noise if gain else 0 * noise)) for gain in gains])
+    selection = PolicySelection(learner, lambda: next(judged), standard_errors=2.0)
+    for number in range(1, len(gains)):
+        torch.nn.init.constant_(weight, number)
+        selection.consider()
+    selection.restore_best()
+    assert weight.detach().unique().tolist() == [float(kept)]
+    assert selection.changed == (kept > 0)

@@ -30,7 +30,8 @@ def test_the_demonstration_runs_from_pretraining_to_the_policy_sent_back(tmp_pat
     assert all(Path(run).is_dir() for run in report["runs"].values())
     assert abs(report["loop"]["after"]["rate_hz"] - 50.0) < 1.0
     assert report["export"]["max_action_error"] < 1e-5
-    assert report["policy_sent_back"] == report["verdict"]["passed"]
+    assert report["sent_back"] == report["verdict"]["passed"]
+    assert report["policy_changed"] is False  # so few updates leave the policy alone
 
     picture = matplotlib.image.imread(tmp_path / "demo" / "report.png")
     assert picture.shape[0] > 500

@@ -2,8 +2,9 @@
 
 import json
 import math
-import resource
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -126,19 +127,27 @@ def test_another_version_is_refused(saved):
     assert "has format version 2; this program reads version 1" in refusal(saved)
 
 
-@pytest.fixture
-def little_room():
-    """Let no file of this process grow beyond 4096 bytes: a write fails half-way, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))  # Python ignores the signal and gets an error instead
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+# A child whose files may not grow beyond 4096 bytes sees what a full disk gives: a write that fails half-way.
+SAVE_WITH_LITTLE_ROOM = """
+import resource, sys
+import torch
+from dpg_robot.errors import CheckpointError
+from dpg_robot.learning.checkpoint import save_checkpoint
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # Python ignores the signal and gets an error instead
+try:
+    save_checkpoint(sys.argv[1], {"small": {"a": torch.zeros(2)}, "large": {"a": torch.zeros(10_000)}}, {})
+except CheckpointError as error:
+    print(error)
+    sys.exit(3)
+"""
 
 
-def test_a_full_disk_leaves_earlier_checkpoints_and_nothing_else(saved, little_room):
-    tensors = {"small": {"a": torch.zeros(2)}, "large": {"a": torch.zeros(10_000)}}
-    with pytest.raises(CheckpointError, match=r"could not be written: .* Earlier checkpoints are untouched"):
-        save_checkpoint(saved.with_name("000000013"), tensors, {})
+def test_a_full_disk_leaves_earlier_checkpoints_and_nothing_else(saved):
+    command = [sys.executable, "-c", SAVE_WITH_LITTLE_ROOM, str(saved.with_name("000000013"))]
+    child = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert child.returncode == 3, child.stderr
+    assert "could not be written: " in child.stdout
+    assert "Earlier checkpoints are untouched" in child.stdout
     assert [item.name for item in saved.parent.iterdir()] == [saved.name]
     assert load_checkpoint(saved)[1] == STATE
 
