@@ -315,7 +315,4 @@ def _build_scalar(annotation: Any, node: yaml.Node, key: str) -> Any:
         return node.value
     if annotation is Path and node.tag != _YAML_NULL:
         return Path(node.value)
-    expected = {bool: "true or false", int: "an integer", float: "a number", str: "a text", Path: "a path"}.get(
-        annotation, str(annotation)
-    )
-    raise _refuse(node, key, expected)
+    raise _refuse(node, key, _EXPECTED.get(annotation, str(annotation)))

@@ -21,7 +21,7 @@ from dpg_robot.config import add_config_arguments, config_from_arguments, dump_c
 from dpg_robot.errors import DpgError
 from dpg_robot.files import write_atomically
 from dpg_robot.host.demo_figure import draw_demo_figure
-from dpg_robot.host.robot_report import episode_returns, read_summary
+from dpg_robot.host.robot_report import episode_returns
 from dpg_robot.policy_file import read_policy_file
 from sim.tasks import make_task
 
@@ -90,7 +90,7 @@ def run_robot(config: DemoConfig, folder: Path, port: Path, name: str, episodes:
     run = folder / "log" / summary["run_id"]
     contract = read_policy_file(policy)[1].contract
     returns = episode_returns(run, contract, make_task(contract.task).measured_reward)
-    return {"run": str(run), "policy_id": summary["policy_id"], "return": returns.to_dict(), "summary": read_summary(run)}
+    return {"run": str(run), "policy_id": summary["policy_id"], "return": returns.to_dict(), "summary": summary}
 
 
 def carry_out(config: DemoConfig, folder: Path) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from dpg_robot.data.log_format import (
 )
 from dpg_robot.data.transition import tick_dtype
 from dpg_robot.errors import LogWriteError
+from dpg_robot.files import sync_folder
 
 SEGMENT_SECONDS = 30.0
 SEGMENT_BYTES = 32 * 1024 * 1024
@@ -103,7 +104,7 @@ class LogWriter:
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
             self.run_folder.mkdir()
-            _synchronize_folder(Path(folder))
+            sync_folder(Path(folder))
             self._begin_segment()
         except OSError as error:
             reason = error.strerror
@@ -166,7 +167,7 @@ class LogWriter:
         segment = _Segment(self.run_folder / segment_name(self._num_segments))
         try:
             segment.begin({**values, "checksum": metadata_checksum(values)})
-            _synchronize_folder(self.run_folder)
+            sync_folder(self.run_folder)
         except OSError:
             segment.give_up()
             segment.path.unlink(missing_ok=True)
@@ -318,12 +319,3 @@ def _installed_version(distribution: str) -> str:
         return version(distribution)
     except PackageNotFoundError:
         return "unknown"
-
-
-def _synchronize_folder(folder: Path) -> None:
-    """Make the names of new files in ``folder`` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,7 +7,6 @@ policy that robots should run. It is replaced by a rename, so a robot reads the 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,8 +66,3 @@ class ModelStore:
             raise PolicyFileError(f"the store {self.folder} has no version {number}; it has {self.versions()}")
         content, _ = read_policy_file(source)
         write_atomically(self.current, content)
-
-    def remove_unfinished(self) -> None:
-        """Remove what a killed process left behind."""
-        for item in (self.folder / "versions").glob(".*.tmp"):
-            shutil.rmtree(item, ignore_errors=True)

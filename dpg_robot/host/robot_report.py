@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,13 +59,3 @@ def wakeup_latencies_us(run: str | Path) -> NDArray[np.float64]:
     records = np.concatenate(list(read_records(run)))
     running = (records["state"] == LoopState.RUNNING) & (records["episode_end"] == EpisodeEnd.NOT_ENDED)
     return np.asarray(records["wakeup_latency_ns"][running] / 1e3, dtype=np.float64)
-
-
-def read_summary(run: str | Path) -> dict[str, Any]:
-    """Return the ``summary.json`` of a run; raises LogError when there is none."""
-    path = Path(run) / "summary.json"
-    try:
-        summary: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise LogError(f"cannot read {path}: {error}; it is written when a run ends") from error
-    return summary
