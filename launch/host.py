@@ -64,6 +64,11 @@ def run(config: HostConfig, log: Path, checkpoint: Path, store: ModelStore, fold
     if (folder / "checkpoint").exists():
         raise CheckpointError(f"{folder} holds the result of an earlier fine-tuning; choose another --run folder")
     learner, tensors, state = load_learner(checkpoint, config.device)
+    if learner.privileged_size:
+        raise CheckpointError(
+            f"denoiser and baseline of {checkpoint} see {learner.privileged_size} drawn dynamics, which no robot log holds; "
+            "pretrain with privileged=false to fine-tune"
+        )
     contract = learner.contract
     logged = take_in(log, contract, make_task(contract.task).measured_reward)
     training, held_out = logged.split(config.finetune.held_out_every)

@@ -14,7 +14,7 @@ import torch
 
 import sim
 from dpg_robot.config import add_config_arguments, config_from_arguments, config_to_dict, dump_config, load_config, setting
-from dpg_robot.errors import CheckpointError, DpgError
+from dpg_robot.errors import CheckpointError, ConfigError, DpgError
 from dpg_robot.files import write_atomically
 from dpg_robot.learning.learner import Learner, LearnerConfig
 from dpg_robot.learning.trainer import Trainer, TrainerConfig, evaluate, load_learner
@@ -36,6 +36,7 @@ class PretrainConfig:
     history: int = setting(0, "previous (features, action) frames that the policy sees")
     randomization: str = setting("default", "randomized dynamics: a preset's name or a YAML file")
     disturbance: str = setting("default", "noise and pushes: a preset's name or a YAML file")
+    privileged: bool = setting(False, "whether denoiser and baseline see the drawn dynamics; not for fine-tuning from logs")
     evaluation_episodes: int = setting(20, "episodes per evaluation, each with dynamics of its own")
     learner: LearnerConfig = setting(LearnerConfig, "the learner")
     trainer: TrainerConfig = setting(TrainerConfig, "the training run")
@@ -66,7 +67,10 @@ def pretrain(config: PretrainConfig, folder: Path, resume: bool, show_progress: 
     """Train, then measure the best policy in environments that were used neither for training nor for choosing it."""
     torch.set_num_threads(config.torch_threads)
     environment = make_environment(config, config.num_envs, config.seed)
-    learner = Learner(environment.contract(config.history), config.learner, config.seed, config.device)
+    privileged_size = len(environment.dynamics_names) if config.privileged else 0
+    if config.privileged and not privileged_size:
+        raise ConfigError("privileged=true needs randomized dynamics to show; choose a randomization, or set privileged=false")
+    learner = Learner(environment.contract(config.history), config.learner, config.seed, config.device, privileged_size)
     evaluation_environment = make_environment(config, config.evaluation_episodes, config.seed + 1_000_003)
     resolved = folder / "config.yaml"
     if resume and resolved.exists() and (stored := load_config(PretrainConfig, resolved)) != config:

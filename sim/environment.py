@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mujoco
-import mujoco.batch
 import numpy as np
 from numpy.typing import NDArray
 
-from dpg_robot.contract import Contract
-from sim.disturbance import DISTURBANCE_PRESETS, Disturbance, Pushes
+from dpg_robot.contract import Contract, Feature, MeasurementChannel
+from dpg_robot.errors import ContractError, DpgError
+from sim.disturbance import DISTURBANCE_PRESETS, Disturbance, Disturbances
+from sim.physics import Physics
 from sim.presets import resolve_preset
-from sim.randomization import RANDOMIZATION_PRESETS, DynamicsRandomizer, Randomization
+from sim.random_state import random_state, set_random_state
+from sim.randomization import DynamicsRandomizer, Randomization, prepare_spec, resolve_randomization
 from sim.tasks import Task, make_task
 
-_STATE_FIELDS = ("qpos", "qvel", "act", "time", "ctrl", "qacc_warmstart", "qfrc_applied")
+_START_ATTEMPTS = 10
+
+
+class ModelError(DpgError, ValueError):
+    """A model that MuJoCo cannot compile or cannot simulate."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,8 @@ class StepResult:
         terminal: (N,) bool, the episode ended in a state without a future.
         timeout: (N,) bool, the episode was cut by its time limit.
         final_obs: (N, obs_dim) float32, the observation that the action led to, also where an episode ended.
+        fault: (N,) bool, the physics diverged. The episode ends as terminal, with no reward for this step and the observation
+            before it as ``final_obs``.
     """
 
     obs: NDArray[np.float32]
@@ -38,6 +47,7 @@ class StepResult:
     terminal: NDArray[np.bool_]
     timeout: NDArray[np.bool_]
     final_obs: NDArray[np.float32]
+    fault: NDArray[np.bool_]
 
 
 class BatchEnvironment:
@@ -46,13 +56,24 @@ class BatchEnvironment:
     All randomness comes from one generator with the given seed, so results do not depend on the number of threads.
 
     Args:
-        task: the task.
+        task: the task; each environment needs one of its own.
         num_envs: number of environments N.
         seed: seed of everything random.
         num_threads: native threads that step the simulations; 0 for all processors.
-        action_repeat: reward steps per action.
-        randomization: ranges of the randomized dynamics.
-        disturbance: noise and pushes.
+        action_repeat: control steps of the task per action.
+        randomization: how the dynamics are drawn for each episode.
+        disturbance: what comes between agent and world, and pushes.
+
+    Attributes:
+        task: the task.
+        physics: the simulations.
+        control_timestep: time between two actions, s.
+        observation_names: a name for each number of the observation.
+        fault_count: how often the physics of an environment diverged so far.
+
+    Raises:
+        ModelError: the model does not compile, or the task's control step is not a whole number of physics steps.
+        ConfigError: a randomization that would make the model invalid.
     """
 
     def __init__(
@@ -68,153 +89,265 @@ class BatchEnvironment:
         for name, value in (("num_envs", num_envs), ("action_repeat", action_repeat)):
             if value < 1:
                 raise ValueError(f"{name} must be 1 or more, got {value}")
+        model = _compile(task, randomization)
         self.task = task
         self.num_envs = num_envs
         self.action_repeat = action_repeat
         self.control_timestep = task.control_timestep_s * action_repeat
-        self.observation_names = task.observation_names
-        self.obs_dim = len(task.observation_names)
-        model = task.load_model()
-        self.act_dim = int(model.nu)
-        self._substeps = round(task.control_timestep_s / model.opt.timestep)
-        self._steps_per_episode = round(task.time_limit_s / self.control_timestep)
-        self._batch = mujoco.batch.Batch(model, num_envs, num_threads)
+        self.physics = Physics(model, num_envs, num_threads, task.stage)
+        task.bind(self.physics)
+        self._substeps = _count_substeps(task, model)
+        self._steps_per_episode = max(1, round(task.time_limit_s / self.control_timestep))
         self._control_low, self._control_high = model.actuator_ctrlrange.T.copy()
-        self._random = np.random.default_rng(seed)
-        self._randomizer = DynamicsRandomizer(self._batch, randomization)
-        self._disturbance = disturbance
-        self._pushes = Pushes(disturbance, num_envs, model.nv, task.control_timestep_s)
+        self._random = np.random.Generator(np.random.SFC64(seed))
+        self._randomizer = DynamicsRandomizer(self.physics, randomization, task.name)
+        names = task.observation_names(model)
+        self._disturbances = Disturbances(disturbance, self.physics, len(names), task.control_timestep_s)
+        self.observation_names = names + self._disturbances.dummy_names
+        self.obs_dim = len(self.observation_names)
+        self.act_dim = int(model.nu)
+        self.fault_count = 0
+        self._true_obs = np.zeros((num_envs, len(names)), dtype=np.float32)
+        self._last_obs = np.zeros((num_envs, self.obs_dim), dtype=np.float32)
         self._steps = np.zeros(num_envs, dtype=np.int64)
         self._started = False
 
     @property
     def qpos(self) -> NDArray[np.float64]:
         """(N, nq) float64, a copy of the generalized positions in MuJoCo's order."""
-        return np.array(self._batch.qpos)
+        return self.physics.qpos.copy()
 
     @property
     def qvel(self) -> NDArray[np.float64]:
         """(N, nv) float64, a copy of the generalized velocities in MuJoCo's order."""
-        return np.array(self._batch.qvel)
+        return self.physics.qvel.copy()
+
+    @property
+    def dynamics(self) -> NDArray[np.float64]:
+        """(N, P) float64, a copy of what was drawn for the present episodes, one column for each of ``dynamics_names``."""
+        return self._randomizer.values.copy()
+
+    @property
+    def dynamics_names(self) -> tuple[str, ...]:
+        """What each column of ``dynamics`` is, such as ``mass/pole_1``."""
+        return self._randomizer.names
+
+    @property
+    def true_obs(self) -> NDArray[np.float32]:
+        """(N, task's numbers) float32, a copy of the undisturbed observations of the present states."""
+        self.task.observe(self._true_obs)
+        return self._true_obs.copy()
 
     def contract(self, history: int = 0) -> Contract:
         """Return the contract of a policy trained here with ``history`` previous frames."""
-        return self.task.contract(self.action_repeat, history)
+        contract = self.task.contract(self.physics.model, self.action_repeat, history)
+        dummies = self._disturbances.dummy_names
+        if not dummies:
+            return contract
+        return dataclasses.replace(
+            contract,
+            measurements=contract.measurements + tuple(MeasurementChannel(name, "1") for name in dummies),
+            features=contract.features + tuple(Feature("identity", name) for name in dummies),
+        )
+
+    def reseed(self, seed: int | None) -> None:
+        """Seed everything random anew, from the system's entropy if None; episodes under way go on."""
+        self._random = np.random.Generator(np.random.SFC64(seed))
 
     def reset(self) -> NDArray[np.float32]:
         """Start a new episode in every environment and return the observations (N, obs_dim)."""
-        self._restart(np.arange(self.num_envs))
+        self._restart(np.arange(self.num_envs), self._last_obs)
         self._started = True
-        return self._observe()
+        return self._last_obs.copy()
 
     def set_state(self, qpos: NDArray[Any], qvel: NDArray[Any]) -> NDArray[np.float32]:
-        """Continue from positions (N, nq) and velocities (N, nv); returns the observations (N, obs_dim), without noise.
+        """Continue from positions (N, nq) and velocities (N, nv), with all else at rest and nothing delayed under way.
+
+        Dynamics and targets of the episode stay; the first call without a :meth:`reset` before draws them.
+
+        Returns:
+            The undisturbed observations (N, task's numbers), laid out as dm_control flattens its own.
 
         Raises:
             ValueError: wrong shape, or values that are not finite.
         """
-        for name, value in (("qpos", qpos), ("qvel", qvel)):
-            expected = getattr(self._batch, name).shape
-            if np.shape(value) != expected:
-                raise ValueError(f"{name} must have shape {expected} (environments, MuJoCo's order), got {np.shape(value)}")
+        physics = self.physics
+        for name, value, own in (("qpos", qpos, physics.qpos), ("qvel", qvel, physics.qvel)):
+            if np.shape(value) != own.shape:
+                raise ValueError(f"{name} must have shape {own.shape} (environments, MuJoCo's order), got {np.shape(value)}")
             if not np.isfinite(value).all():  # MuJoCo would silently start from its own default state instead
                 raise ValueError(f"{name} must be finite")
-        self._batch.qpos[:] = qpos
-        self._batch.qvel[:] = qvel
-        self._batch.forward()
-        self._started = True
-        return self.task.observe(self._batch).astype(np.float32)
+        if not self._started:
+            self.reset()
+        everyone = np.arange(self.num_envs)
+        physics.reset(everyone)
+        physics.qpos[:] = qpos
+        physics.qvel[:] = qvel
+        physics.forward(everyone)
+        true_obs = self.true_obs
+        self._last_obs = self._disturbances.restart(everyone, true_obs, self._random)
+        return true_obs
 
     def step(self, actions: NDArray[Any]) -> StepResult:
         """Apply actions (N, act_dim) in [-1, 1] for one control step; values outside are clipped.
 
         Raises:
-            ValueError: wrong shape, or actions that are not finite (names the environments).
+            ValueError: wrong shape or type, or actions that are not finite (names the environments).
             RuntimeError: before the first ``reset`` or ``set_state``.
         """
         if not self._started:
             raise RuntimeError("the environments have no state yet; call reset() or set_state() before step()")
-        actions = self._check_actions(actions)
-        low, high = self._control_low, self._control_high
-        control = low + (np.clip(actions, -1.0, 1.0) + 1.0) * 0.5 * (high - low)
-        reward = np.zeros(self.num_envs)
-        for _ in range(self.action_repeat):
-            self._advance(control)
-            reward += self.task.reward(self._batch, control)
+        reward, terminal, fault, final_obs = self._repeat(self._check_actions(actions))
         self._steps += 1
-        terminal = self.task.terminal(self._batch)
         timeout = (self._steps >= self._steps_per_episode) & ~terminal
-        final_obs = self._observe()
-        obs = final_obs
+        obs = final_obs.copy()
         ended = np.flatnonzero(terminal | timeout)
         if len(ended):
-            self._restart(ended)
-            obs = final_obs.copy()
-            obs[ended] = self._observe()[ended]
-        return StepResult(obs, reward.astype(np.float32), terminal, timeout, final_obs)
+            reward[ended] += self._disturbances.undelivered(ended)
+            self._restart(ended, obs)
+        self._last_obs = obs.copy()  # the caller may write into what it gets
+        return StepResult(obs, reward.astype(np.float32), terminal, timeout, final_obs, fault)
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """Return everything that the next steps depend on, as arrays (random states as bytes)."""
-        state = {f"physics.{name}": np.array(getattr(self._batch, name)) for name in _STATE_FIELDS}
-        state |= {f"model.{name}": values for name, values in self._randomizer.parameters().items()}
-        random = json.dumps(self._random.bit_generator.state).encode()
-        return state | {
-            "steps": self._steps.copy(),
-            "push.force": self._pushes.force.copy(),
-            "push.remaining": self._pushes.remaining.copy(),
-            "random": np.frombuffer(random, dtype=np.uint8).copy(),
-        }
+        parts = {"randomizer": self._randomizer.state_dict(), "disturbances": self._disturbances.state_dict()}
+        state = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
+        return (
+            self.physics.state_dict()
+            | state
+            | {
+                "steps": self._steps.copy(),
+                "last_obs": self._last_obs.copy(),
+                "fault_count": np.array([self.fault_count]),
+                "random": random_state(self._random),
+            }
+        )
 
     def load_state_dict(self, state: dict[str, NDArray[Any]]) -> None:
         """Put back what :meth:`state_dict` returned; further steps are then the same, bit for bit."""
-        self._randomizer.set_parameters({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
-        for name in _STATE_FIELDS:
-            getattr(self._batch, name)[:] = state[f"physics.{name}"]
+        self.physics.load_state_dict(state)
+        self.task.model_changed(np.arange(self.num_envs))
+        for prefix, part in (("randomizer.", self._randomizer), ("disturbances.", self._disturbances)):
+            part.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
         self._steps[:] = state["steps"]
+        self._last_obs[:] = state["last_obs"]
+        self.fault_count = int(state["fault_count"][0])
+        set_random_state(self._random, state["random"])
         self._started = True
-        self._pushes.force[:] = state["push.force"]
-        self._pushes.remaining[:] = state["push.remaining"]
-        self._random.bit_generator.state = json.loads(bytes(state["random"]))
-        self._batch.forward()
-        self._batch.qacc_warmstart[:] = state["physics.qacc_warmstart"]
 
     def _check_actions(self, actions: NDArray[Any]) -> NDArray[np.float64]:
-        actions = np.asarray(actions, dtype=np.float64)
+        actions = np.asarray(actions)
         if actions.shape != (self.num_envs, self.act_dim):
             raise ValueError(f"actions must have shape ({self.num_envs}, {self.act_dim}), got {actions.shape}")
-        broken = np.flatnonzero(~np.isfinite(actions).all(axis=1))
-        if len(broken):
+        if actions.dtype.kind not in "fiu":
+            raise ValueError(f"actions must be numbers, got an array of {actions.dtype}")
+        if not np.isfinite(actions).all():
+            broken = np.flatnonzero(~np.isfinite(actions).all(axis=1))
             raise ValueError(f"actions must be finite; those of environment(s) {broken[:10].tolist()} are not")
-        return actions
+        return np.clip(actions, -1.0, 1.0, dtype=np.float64)
 
-    def _advance(self, control: NDArray[np.float64]) -> None:
-        noise = self._disturbance.action_noise
-        if noise > 0:
-            half_range = 0.5 * (self._control_high - self._control_low)
-            control = control + noise * half_range * self._random.standard_normal(control.shape)
-        self._batch.ctrl[:] = np.clip(control, self._control_low, self._control_high)
-        force = self._pushes.draw(self._random)
-        if force is not None:
-            self._batch.qfrc_applied[:] = force
-        self._batch.step(nstep=self._substeps)
+    def _repeat(
+        self, actions: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], NDArray[np.float32]]:
+        """Run the control steps of one action; an environment that ends on the way stays where it is.
 
-    def _restart(self, ids: NDArray[np.int64]) -> None:
-        self._batch.reset(ids, stage=mujoco.mjtStage.mjSTAGE_NONE)
-        self._randomizer.draw(ids, self._random)
-        self._pushes.clear(ids)
-        self.task.initialize(self._batch, ids, self._random)
-        self._batch.forward(ids)
+        Returns:
+            Reward (N,), terminal (N,), fault (N,) and observations (N, obs_dim).
+        """
+        reward = np.zeros(self.num_envs)
+        terminal, fault = np.zeros((2, self.num_envs), dtype=np.bool_)
+        obs = self._last_obs
+        remembers = self._disturbances.remembers
+        for index in range(self.action_repeat):
+            over = terminal.copy() if terminal.any() else None
+            control = self._advance(actions, over)
+            diverged = self.physics.faults()
+            fault |= diverged
+            self.fault_count += int(diverged.sum())
+            reward += self._disturbances.deliver(_zero_where(over, diverged, self.task.reward(control)))
+            if remembers or index == self.action_repeat - 1:
+                self.task.observe(self._true_obs)
+                sensed = self._disturbances.sense(self._true_obs, self._random)
+                keep = fault | over if remembers and over is not None else fault
+                if keep.any():
+                    sensed[keep] = obs[keep]
+                obs = sensed
+            ended = self.task.terminal()
+            terminal |= fault if ended is None else fault | ended
+        return reward, terminal, fault, obs
+
+    def _advance(self, actions: NDArray[np.float64], over: NDArray[np.bool_] | None) -> NDArray[np.float64]:
+        """Run the physics of one control step where it is not ``over``; returns the controls (N, nu) that took effect."""
+        in_effect, noisy = self._disturbances.act(actions, self._random)
+        control = self._to_control(in_effect)
+        self.physics.ctrl[:] = control if noisy is in_effect else self._to_control(noisy)
+        self._disturbances.push(self._random)
+        self.physics.step(self._substeps, None if over is None else np.flatnonzero(~over))
+        return control
+
+    def _to_control(self, actions: NDArray[np.float64]) -> NDArray[np.float64]:
+        return self._control_low + (actions + 1.0) * (0.5 * (self._control_high - self._control_low))
+
+    def _restart(self, ids: NDArray[np.int64], obs: NDArray[np.float32]) -> None:
+        """Start new episodes in environments ``ids`` and write their first observations into rows of ``obs``."""
+        pending = ids
+        for _ in range(_START_ATTEMPTS):
+            self.physics.reset(pending)
+            self._randomizer.draw(pending, self._random)
+            self.task.model_changed(pending)
+            self.task.initialize(pending, self._random)
+            self.physics.forward(pending)
+            pending = pending[self.physics.faults()[pending]]  # drawn dynamics may not survive a start, as on uneven ground
+            if not len(pending):
+                break
+        else:
+            raise ModelError(
+                f"task {self.task.name}: the physics of {len(pending)} environment(s) diverged in {_START_ATTEMPTS} attempts to start "
+                "an episode; narrow the ranges of the randomization"
+            )
         self._steps[ids] = 0
+        self.task.observe(self._true_obs)
+        obs[ids] = self._disturbances.restart(ids, self._true_obs[ids], self._random)
 
-    def _observe(self) -> NDArray[np.float32]:
-        obs = self.task.observe(self._batch)
-        if self._disturbance.observation_noise > 0:
-            obs = obs + self._disturbance.observation_noise * self._random.standard_normal(obs.shape)
-        return obs.astype(np.float32)
+
+def _zero_where(over: NDArray[np.bool_] | None, diverged: NDArray[np.bool_], reward: NDArray[np.float64]) -> NDArray[np.float64]:
+    if over is None and not diverged.any():
+        return reward
+    return np.where(diverged if over is None else diverged | over, 0.0, reward)
+
+
+def _compile(task: Task, randomization: Randomization) -> mujoco.MjModel:
+    try:
+        spec = task.load_spec()
+        prepare_spec(spec, randomization)
+        with warnings.catch_warnings():  # of an attribute that dm_control's cheetah uses, and that works
+            warnings.filterwarnings("ignore", "compiler attribute 'settotalmass'")
+            model = spec.compile()
+    except ValueError as error:
+        if isinstance(error, DpgError):
+            raise
+        raise ModelError(f"the model of task {task.name} does not compile: {error}") from error
+    unlimited = [model.actuator(index).name or str(index) for index in range(model.nu) if not model.actuator_ctrllimited[index]]
+    if unlimited:
+        raise ContractError(
+            f"task {task.name}: actuator(s) {', '.join(unlimited)} have no limits; give them a ctrlrange, to which actions in "
+            "[-1, 1] are mapped"
+        )
+    return model
+
+
+def _count_substeps(task: Task, model: mujoco.MjModel) -> int:
+    exact = task.control_timestep_s / model.opt.timestep
+    if round(exact) < 1 or abs(exact - round(exact)) > 1e-6:
+        raise ModelError(
+            f"task {task.name}: control_timestep_s {task.control_timestep_s} must be a whole multiple of the model's timestep "
+            f"{model.opt.timestep}"
+        )
+    return round(exact)
 
 
 def make(
-    task: str,
+    task: str | Task,
     num_envs: int = 1,
     seed: int = 0,
     num_threads: int = 0,
@@ -225,24 +358,26 @@ def make(
     """Make ``num_envs`` environments of a task.
 
     Args:
-        task: name such as ``cartpole-swingup``.
+        task: name such as ``cartpole-swingup``, a reference such as ``my_robot.py:Reach``, or a task itself.
         num_envs: number of environments N.
         seed: seed of everything random.
         num_threads: native threads that step the simulations; 0 for all processors.
-        action_repeat: reward steps per action; rewards are summed over them.
-        randomization: name of a preset, path of a YAML file, or the ranges themselves.
+        action_repeat: control steps of the task per action; rewards are summed over them.
+        randomization: name of a preset, path of a YAML file, or the settings themselves.
         disturbance: likewise.
 
     Raises:
         UnknownNameError: unknown task or preset, with a 'did you mean'.
-        ConfigError: a YAML file that cannot be used.
+        ConfigError: a YAML file that cannot be used, or a randomization that would make the model invalid.
+        ModelError: a model that does not compile.
     """
+    task = make_task(task) if isinstance(task, str) else task
     return BatchEnvironment(
-        make_task(task),
+        task,
         num_envs,
         seed,
         num_threads,
         action_repeat,
-        resolve_preset("randomization", randomization, Randomization, RANDOMIZATION_PRESETS),
+        resolve_randomization(randomization, task.name),
         resolve_preset("disturbance", disturbance, Disturbance, DISTURBANCE_PRESETS),
     )

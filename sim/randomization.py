@@ -1,84 +1,293 @@
 """Randomized dynamics: each episode of each environment gets model parameters of its own.
 
-Parameters are drawn as factors on remembered nominal values (as in dm_control's ``composer.variation``), so nothing compounds
-from one episode to the next.
+Every episode starts from the remembered nominal values (as in dm_control's ``composer.variation``), so nothing compounds from
+one episode to the next. ``docs/randomization.md`` has all settings on one page.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 import mujoco
-import mujoco.batch
 import numpy as np
 from numpy.typing import NDArray
 
 from dpg_robot.config import setting
+from dpg_robot.errors import ConfigError, unknown_name
+from sim.link_length import MassRule
+from sim.model_parameter import operate
+from sim.parameter_builders import build_parameters, delay_samples, nominal_values, select
+from sim.physics import Physics
+from sim.presets import resolve_preset
+from sim.variation import Drawer, Operation, Range, Variation, complete
 
-Range = tuple[float, float]
-UNCHANGED: Range = (1.0, 1.0)
+Varied = Variation | Range | None
+_Sign = Literal["positive", "not negative", "any"]
+
+_NEEDS_NO_CONSTANTS = {  # fields that MuJoCo derives nothing from
+    "geom_friction",
+    "pair_friction",
+    "dof_damping",
+    "dof_frictionloss",
+    "actuator_gainprm",
+    "actuator_biasprm",
+    "actuator_delay",
+    "opt.gravity",
+}
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """Defaults and limits of one setting; ``value`` limits what 'set' gives, ``factor`` what 'scale' multiplies with."""
+
+    operation: Operation = "scale"
+    operations: tuple[Operation, ...] = ("scale", "add", "set")
+    shared: bool = False
+    value: _Sign = "not negative"
+    factor: _Sign = "not negative"
+
+
+_RULES = {
+    "mass": _Rule(value="positive", factor="positive"),
+    "center_of_mass": _Rule("add", ("add",)),
+    "friction": _Rule(shared=True),
+    "damping": _Rule(),
+    "armature": _Rule(),
+    "joint_friction": _Rule("add"),
+    "actuator_gain": _Rule(value="any", factor="positive"),
+    "actuator_bias": _Rule(value="any", factor="positive"),
+    "gravity": _Rule(operations=("scale",), factor="any"),
+    "control_delay_s": _Rule("set", ("set", "add"), shared=True),
+}
+_LINK_RULE = _Rule("set", value="positive", factor="positive")
 
 
 @dataclass(frozen=True)
 class Randomization:
-    """Ranges of factors on the nominal values; each factor is log-uniform in its range, and (1, 1) leaves the value alone."""
+    """What varies from episode to episode; None leaves a quantity alone.
 
-    mass: Range = setting(UNCHANGED, "mass of each body, its inertia by the same factor")
-    damping: Range = setting(UNCHANGED, "damping of each joint")
-    actuator_gain: Range = setting(UNCHANGED, "gain of each actuator (force per control)")
+    A range [low, high] is short for a :class:`Variation` with the defaults of its setting: factors are drawn log-uniformly,
+    offsets and values uniformly.
+    """
+
+    mass: Varied = setting(None, "mass of bodies, their inertia by the same factor; scale, one value for each body", unit="kg")
+    center_of_mass: Varied = setting(None, "offset of bodies' centres of mass; add, each axis of each body", unit="m")
+    friction: Varied = setting(None, "sliding friction of geoms and contact pairs; scale, one value for all")
+    damping: Varied = setting(None, "viscous damping; scale, one value for each joint", unit="N s/m or N m s/rad")
+    armature: Varied = setting(None, "inertia of the motor's rotor; scale, one value for each joint", unit="kg or kg m^2")
+    joint_friction: Varied = setting(None, "dry friction; add, one value for each joint", unit="N or N m")
+    actuator_gain: Varied = setting(None, "force per control; scale, one value for each actuator")
+    actuator_bias: Varied = setting(None, "force without control, as of servos; scale, one value for each actuator")
+    gravity: Varied = setting(None, "gravity; scale")
+    link_length: dict[str, Variation | Range] = setting(
+        dict, "length of the straight part of links, by name or pattern of their bodies; set, one value for each body", unit="m"
+    )
+    link_mass: MassRule = setting("keep", "what link_length does to masses: keep them, or keep their density")
+    control_delay_s: Varied = setting(
+        None, "time from a control to its effect, in whole physics steps; set, one value for all actuators", unit="s"
+    )
 
     def __post_init__(self) -> None:
-        for name in ("mass", "damping", "actuator_gain"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high < math.inf:
-                raise ValueError(f"{name} must be a range of positive, finite factors low <= high, got [{low}, {high}]")
+        self.variations()
+        self.link_variations()
+
+    def variations(self) -> dict[str, Variation]:
+        """Return the completed variation of each setting that varies, besides the links."""
+        given = {name: getattr(self, name) for name in _RULES}
+        return {name: _complete(name, value, _RULES[name]) for name, value in given.items() if value is not None}
+
+    def link_variations(self) -> dict[str, Variation]:
+        """Return the completed variation of the length of each link, by name or pattern."""
+        links = {name: _complete(f"link_length.{name}", value, _LINK_RULE) for name, value in self.link_length.items()}
+        for name, variation in links.items():
+            if variation.names:
+                raise ValueError(f"link_length.{name} must have no names of its own; {name!r} says which bodies are meant")
+        return links
 
 
-RANDOMIZATION_PRESETS = {
-    "none": Randomization(),
-    "default": Randomization(mass=(0.7, 1.5), damping=(0.3, 10.0), actuator_gain=(0.75, 1.25)),
-}
+def _complete(name: str, value: Variation | Range, rule: _Rule) -> Variation:
+    try:
+        variation = complete(value, rule.operation, rule.shared)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    operation = variation.operation
+    if operation not in rule.operations:
+        raise ValueError(f"{name}: operation must be {' or '.join(rule.operations)}, got {operation}")
+    sign = {"scale": rule.factor, "set": rule.value, "add": rule.value}[str(operation)]
+    low, high = variation.bounds
+    if name == "center_of_mass" or sign == "any":
+        return variation
+    if low == -math.inf:
+        raise ValueError(
+            f"{name}: kind 'normal' has no limits, and some values would not do, as this must be {sign}; use truncated_normal "
+            "with low and high"
+        )
+    if operation != "add" and (low <= 0 if sign == "positive" else low < 0):
+        what = "factors" if operation == "scale" else "values"
+        raise ValueError(f"{name}: {what} must be {sign}, got a range from {low:g} to {high:g}; raise low")
+    return variation
 
 
 class DynamicsRandomizer:
     """Draws model parameters for the environments of a batch.
 
     Args:
-        batch: the simulations, with nominal parameters.
-        ranges: what to vary, and by how much.
+        physics: the simulations; their model was compiled after :func:`prepare_spec`.
+        randomization: what to vary, and by how much.
+        task_name: for messages.
+
+    Attributes:
+        names: what was drawn, one name for each number, such as ``mass/pole_1``.
+        values: (N, P) float64, the factors, offsets or values of the present episodes; as if nominal before the first draw.
+
+    Raises:
+        ConfigError: names that the model does not have, or values that it cannot take.
     """
 
-    def __init__(self, batch: mujoco.batch.Batch, ranges: Randomization) -> None:
-        self._batch = batch
-        varied: list[tuple[Range, tuple[str, ...]]] = [
-            (ranges.mass, ("body_mass", "body_inertia")),
-            (ranges.damping, ("dof_damping",)),
-            (ranges.actuator_gain, ("actuator_gainprm",)),
-        ]
-        self._varied = [(limits, fields) for limits, fields in varied if limits != UNCHANGED]
-        self._fields = {name: batch.expand(name) for _, fields in self._varied for name in fields}
-        self._nominal = {name: values[0].copy() for name, values in self._fields.items()}
+    def __init__(self, physics: Physics, randomization: Randomization, task_name: str) -> None:
+        try:
+            self._parameters = build_parameters(
+                physics.model, randomization.variations(), randomization.link_variations(), randomization.link_mass
+            )
+        except ConfigError as error:
+            raise ConfigError(f"randomization of {task_name}: {error}") from error
+        self._physics = physics
+        self.names = tuple(name for parameter in self._parameters for name in parameter.names)
+        self.values = np.tile(np.concatenate([np.zeros(0), *(each.nominal for each in self._parameters)]), (physics.num_envs, 1))
+        self._drawers = [Drawer(each.variation, physics.num_envs, len(each.names)) for each in self._parameters]
+        elements: dict[str, list[NDArray[np.int64]]] = {}
+        for parameter in self._parameters:
+            for field, numbers in parameter.elements.items():
+                elements.setdefault(field, []).append(numbers)
+        self._elements = {field: np.unique(np.concatenate(numbers)) for field, numbers in elements.items()}
+        self._nominal = {field: nominal_values(physics.model, field) for field in self._elements}
+        self._live = {field: physics.parameter(field).reshape(physics.num_envs, -1) for field in self._elements}
+        self._needs_constants = not set(self._elements) <= _NEEDS_NO_CONSTANTS
 
     def draw(self, ids: NDArray[np.int64], random: np.random.Generator) -> None:
-        """Give the environments ``ids`` new parameters."""
-        if not self._varied:
+        """Begin an episode in the environments ``ids``: give them new parameters."""
+        if not self._parameters:
             return
-        for (low, high), fields in self._varied:
-            count = self._nominal[fields[0]].shape[0]
-            factor = np.exp(random.uniform(np.log(low), np.log(high), (len(ids), count)))
-            for name in fields:
-                nominal = self._nominal[name]
-                self._fields[name][ids] = nominal * factor.reshape(factor.shape + (1,) * (nominal.ndim - 1))
-        self._batch.set_const(ids)
+        fields = {field: np.tile(nominal, (len(ids), 1)) for field, nominal in self._nominal.items()}
+        end = 0
+        for parameter, drawer in zip(self._parameters, self._drawers, strict=True):
+            drawn = parameter.quantize(drawer.draw(ids, random))
+            start, end = end, end + drawn.shape[1]
+            self.values[ids, start:end] = drawn
+            parameter.apply(fields, drawn)
+        rows = ids[:, None]
+        for field, elements in self._elements.items():
+            # only what is varied: tasks write targets into other elements of the same fields
+            self._live[field][rows, elements] = fields[field][:, elements]
+        if self._needs_constants:
+            self._physics.update_constants(ids)
 
-    def parameters(self) -> dict[str, NDArray[np.float64]]:
-        """Return copies of the varied model fields, (N, ...) each."""
-        return {name: values.copy() for name, values in self._fields.items()}
+    def state_dict(self) -> dict[str, NDArray[Any]]:
+        """Return copies of what was drawn, and of what later draws depend on; the physics saves the parameters themselves."""
+        state: dict[str, NDArray[Any]] = {"values": self.values.copy()}
+        for index, drawer in enumerate(self._drawers):
+            state |= {f"{index}.{name}": value for name, value in drawer.state_dict().items()}
+        return state
 
-    def set_parameters(self, parameters: dict[str, NDArray[np.float64]]) -> None:
-        """Put back what :meth:`parameters` returned."""
-        for name, values in parameters.items():
-            self._fields[name][:] = values
-        if parameters:
-            self._batch.set_const()
+    def load_state_dict(self, state: dict[str, NDArray[Any]]) -> None:
+        """Put back what :meth:`state_dict` returned."""
+        self.values[:] = state["values"]
+        for index, drawer in enumerate(self._drawers):
+            prefix = f"{index}."
+            drawer.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+
+
+def prepare_spec(spec: mujoco.MjSpec, randomization: Randomization) -> None:
+    """Edit a model before it is compiled, so that what ``randomization`` varies can be varied afterwards.
+
+    Delays get buffers that are long enough, and bodies whose centre of mass moves do not get the simpler mass matrix that MuJoCo
+    compiles for a centre of mass at the origin.
+
+    Raises:
+        ConfigError: names that the model does not have.
+    """
+    variations = randomization.variations()
+    if "control_delay_s" in variations:
+        _lengthen_buffers(spec, variations["control_delay_s"])
+    if "center_of_mass" in variations:
+        _forbid_simple_inertia(spec, "center_of_mass", variations["center_of_mass"].names)
+    if randomization.link_length:
+        _forbid_simple_inertia(spec, "link_length", list(randomization.link_length))
+
+
+def _lengthen_buffers(spec: mujoco.MjSpec, variation: Variation) -> None:
+    actuators = list(spec.actuators)
+    names = [each.name or f"actuator_{index}" for index, each in enumerate(actuators)]
+    everyone = np.ones(len(names), dtype=np.bool_)
+    for index in select("control_delay_s", "actuator", names, variation.names, everyone).tolist():
+        highest = operate(variation.operation, actuators[index].delay, variation.bounds[1])
+        actuators[index].nsample = max(actuators[index].nsample, int(delay_samples(highest, spec.option.timestep)))
+        actuators[index].interp = 0  # a control takes effect unchanged
+
+
+def _forbid_simple_inertia(spec: mujoco.MjSpec, setting: str, patterns: Sequence[str]) -> None:
+    bodies = list(spec.bodies)
+    names = [body.name or f"body_{index}" for index, body in enumerate(bodies)]
+    for index in select(setting, "body", names, patterns, np.ones(len(names), dtype=np.bool_)).tolist():
+        bodies[index].simple = 0
+
+
+# Domains of the Real World RL suite's combined challenges: one quantity each, and its ranges. There, the walker's number is the
+# half-length of the thigh, and the quadruped's the shin's extent along both x and z; here, all are lengths in metres.
+_CHALLENGES: dict[str, tuple[str, dict[str, Range]]] = {
+    "cartpole": ("pole*", {"easy": (0.9, 1.1), "medium": (0.7, 1.7), "hard": (0.5, 2.3)}),
+    "walker": ("*_thigh", {"easy": (0.45, 0.5), "medium": (0.45, 0.8), "hard": (0.45, 1.1)}),
+    "quadruped": (
+        "knee_*",
+        {name: (0.25 * math.sqrt(2), high * math.sqrt(2)) for name, high in (("easy", 0.3), ("medium", 0.8), ("hard", 1.4))},
+    ),
+}
+_HUMANOID_FRICTION: dict[str, Range] = {"easy": (0.6, 0.8), "medium": (0.5, 0.9), "hard": (0.4, 1.0)}
+
+_PRESETS = {
+    "none": Randomization(),
+    "default": Randomization(mass=(0.7, 1.5), damping=(0.3, 10.0), actuator_gain=(0.75, 1.25)),
+    "easy": Randomization(mass=(0.9, 1.1), friction=(0.8, 1.25), damping=(0.8, 1.25), actuator_gain=(0.9, 1.1)),
+    "medium": Randomization(mass=(0.8, 1.25), friction=(0.6, 1.6), damping=(0.5, 2.0), actuator_gain=(0.8, 1.25)),
+    "hard": Randomization(mass=(0.7, 1.5), friction=(0.4, 2.5), damping=(0.3, 4.0), actuator_gain=(0.65, 1.5)),
+}
+
+
+def randomization_preset(name: str, task_name: str) -> Randomization:
+    """Return the preset ``name`` for a task: none, default, easy, medium or hard.
+
+    Easy, medium and hard vary masses, friction, damping and gains in all domains, by ranges around those of MuJoCo Playground's
+    quadrupeds; besides, cartpole, walker, quadruped and humanoid get the quantity and the ranges of the Real World RL suite's
+    combined challenges (Dulac-Arnold et al., 2020, arXiv 2003.11881).
+
+    Raises:
+        UnknownNameError: unknown name, with a 'did you mean'.
+    """
+    if name not in _PRESETS:
+        raise unknown_name("randomization preset", name, _PRESETS)
+    preset, domain = _PRESETS[name], task_name.partition("-")[0]
+    if name not in _HUMANOID_FRICTION:
+        return preset
+    if domain == "humanoid":
+        low, high = _HUMANOID_FRICTION[name]
+        return dataclasses.replace(preset, friction=Variation("uniform", low, high, operation="set"))
+    if domain in _CHALLENGES:
+        body, ranges = _CHALLENGES[domain]
+        return dataclasses.replace(preset, link_length={body: Variation("uniform", *ranges[name], shared=True)})
+    return preset
+
+
+def resolve_randomization(value: str | Path | Randomization, task_name: str) -> Randomization:
+    """Return settings from a preset's name, the path of a YAML file, or the settings themselves.
+
+    Raises:
+        UnknownNameError: a text that is neither a preset nor the path of a YAML file.
+        ConfigError: a YAML file that cannot be used.
+    """
+    presets = {name: randomization_preset(name, task_name) for name in _PRESETS}
+    return resolve_preset("randomization", value, Randomization, presets)

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import importlib
 import os
+from typing import Any
 
 import mujoco
 
 
-def load_suite_model(domain: str) -> mujoco.MjModel:
-    """Return the compiled nominal model of a dm_control domain such as ``cartpole``."""
+def load_suite_spec(domain: str, **arguments: Any) -> mujoco.MjSpec:
+    """Return the nominal model of a dm_control domain such as ``cartpole``, not yet compiled.
+
+    Args:
+        domain: name of the domain's module.
+        **arguments: what the domain's ``get_model_and_assets`` takes, for example ``n_joints`` of the swimmer.
+    """
     # dm_control looks for a display when it is imported; we never render through it.
     os.environ.setdefault("MUJOCO_GL", "disable")
     module = importlib.import_module(f"dm_control.suite.{domain}")
-    xml, assets = module.get_model_and_assets()
-    return mujoco.MjModel.from_xml_string(xml.decode() if isinstance(xml, bytes) else xml, dict(assets))
+    xml, assets = module.get_model_and_assets(**arguments)
+    return mujoco.MjSpec.from_string(xml.decode() if isinstance(xml, bytes) else xml, dict(assets))
+
+
+def load_suite_model(domain: str) -> mujoco.MjModel:
+    """Return the compiled nominal model of a dm_control domain such as ``cartpole``."""
+    return load_suite_spec(domain).compile()

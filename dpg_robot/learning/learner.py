@@ -76,22 +76,32 @@ class Learner(nn.Module):
         config: settings.
         seed: seed of the initial weights and of all later random numbers.
         device: where to compute.
+        privileged_size: number P of things that only a simulator knows, such as drawn masses, at the end of each observation of a
+            batch. Denoiser and baseline see them, the policy does not. Both must see the same, or the gradient would be biased.
     """
 
     second_moments: Tensor
     updates: Tensor
 
-    def __init__(self, contract: Contract, config: LearnerConfig, seed: int = 0, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        contract: Contract,
+        config: LearnerConfig,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        privileged_size: int = 0,
+    ) -> None:
         super().__init__()
-        self.contract, self.config = contract, config
+        self.contract, self.config, self.privileged_size = contract, config, privileged_size
         self.device = torch.device(device)
         observations, actions = contract.observation_size, contract.num_actions
+        states = observations + privileged_size
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.policy = Policy(observations, actions, config.hidden_sizes)
-            self.denoiser = ActionDenoiser(observations, actions, self.outcome_size, config.hidden_sizes, config.action_std)
-            self.baseline = Baseline(observations, actions, config.hidden_sizes, config.baseline_members)
-            self.target_baseline = Baseline(observations, actions, config.hidden_sizes, config.baseline_members)
+            self.denoiser = ActionDenoiser(states, actions, self.outcome_size, config.hidden_sizes, config.action_std)
+            self.baseline = Baseline(states, actions, config.hidden_sizes, config.baseline_members)
+            self.target_baseline = Baseline(states, actions, config.hidden_sizes, config.baseline_members)
         self.target_baseline.load_state_dict(self.baseline.state_dict())
         self.target_baseline.requires_grad_(False)
         self.log_temperature = nn.Parameter(torch.tensor(config.initial_temperature).log())
@@ -122,6 +132,10 @@ class Learner(nn.Module):
             return change
         return torch.cat([change, batch.reward[:, None]], dim=-1)
 
+    def measurable(self, observation: Tensor) -> Tensor:
+        """Return the part (N, O) of observations (N, O + P) that the policy sees."""
+        return observation[:, : self.contract.observation_size]
+
     def set_learning_rate_factor(self, factor: float) -> None:
         """Set the step sizes of all optimizers to ``factor`` times those of the settings."""
         rates = {"estimators": self.config.learning_rate, "policy": self.config.policy_learning_rate}
@@ -131,8 +145,8 @@ class Learner(nn.Module):
 
     def observe(self, batch: Batch) -> None:
         """Take new transitions into the normalizers' statistics."""
+        self.policy.normalizer.update(self.measurable(batch.observation))
         for normalizer in (
-            self.policy.normalizer,
             self.denoiser.observation_normalizer,
             self.baseline.normalizer,
             self.target_baseline.normalizer,
@@ -155,7 +169,8 @@ class Learner(nn.Module):
             batch: N transitions.
             generator: source of the policy's noise, instead of the learner's own.
         """
-        action, log_probability = self.policy(batch.next_observation, self._normal(*batch.action.shape, generator=generator))
+        next_action_noise = self._normal(*batch.action.shape, generator=generator)
+        action, log_probability = self.policy(self.measurable(batch.next_observation), next_action_noise)
         values: Tensor = self.target_baseline(batch.next_observation, action, torch.zeros_like(action[:, :1]))
         next_value: Tensor = values.amin(0) - self.log_temperature.exp() * log_probability
         return self.config.reward_scale * batch.reward + self.config.discount * (1 - batch.terminal) * next_value
@@ -214,7 +229,8 @@ class Learner(nn.Module):
         }
 
     def _update_policy(self, observation: Tensor) -> dict[str, Tensor]:
-        action, log_probability = self.policy(observation, self._normal(len(observation), self.contract.num_actions))
+        noise = self._normal(len(observation), self.contract.num_actions)
+        action, log_probability = self.policy(self.measurable(observation), noise)
         at_action = action.detach().requires_grad_(True)
         values = self.baseline(observation, at_action, torch.zeros_like(at_action[:, :1]))
         (slope,) = torch.autograd.grad(values.amin(0).sum(), at_action)

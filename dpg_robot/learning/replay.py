@@ -15,7 +15,7 @@ class Batch:
     """N transitions as the learner sees them.
 
     Attributes:
-        observation: (N, O) features and history, not normalized.
+        observation: (N, O) features and history, not normalized; then what only a simulator knows, where the learner sees that.
         action: (N, A) in [-1, 1].
         reward: (N,) reward per reward step.
         next_observation: (N, O).

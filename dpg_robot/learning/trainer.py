@@ -52,6 +52,8 @@ class Environment(Protocol):
 
     num_envs: int
 
+    @property
+    def dynamics(self) -> NDArray[np.float64]: ...  # noqa: D102
     def reset(self) -> NDArray[np.float32]: ...  # noqa: D102
     def step(self, actions: NDArray[Any]) -> StepLike: ...  # noqa: D102
     def state_dict(self) -> dict[str, NDArray[Any]]: ...  # noqa: D102
@@ -144,10 +146,11 @@ class Collector:
     Args:
         environment: N environments.
         contract: gives history and the number of reward steps per control step.
+        privileged: whether the transitions' observations end with the dynamics that were drawn for their episode.
     """
 
-    def __init__(self, environment: Environment, contract: Contract) -> None:
-        self.environment, self._contract = environment, contract
+    def __init__(self, environment: Environment, contract: Contract, privileged: bool = False) -> None:
+        self.environment, self._contract, self._privileged = environment, contract, privileged
         self._history = HistoryStack(contract, environment.num_envs)
         self._features = environment.reset()
 
@@ -159,16 +162,19 @@ class Collector:
     def step(self, action: Tensor) -> Batch:
         """Carry out actions (N, A) and return the N transitions."""
         observation, actions = self.observation, action.cpu().numpy()
+        # before the step, which may begin another episode
+        dynamics = torch.from_numpy(self.environment.dynamics).float() if self._privileged else torch.zeros(len(actions), 0)
         step = self.environment.step(actions)
         self._history.push(self._features, actions)
-        next_observation = self._history.observe(step.final_obs)
+        next_observation = torch.from_numpy(self._history.observe(step.final_obs))
+        observation, next_observation = (torch.cat([each, dynamics], dim=1) for each in (observation, next_observation))
         self._history.clear(np.flatnonzero(step.terminal | step.timeout))
         self._features = step.obs
         return Batch(
             observation=observation,
             action=torch.from_numpy(actions),
             reward=torch.from_numpy(step.reward) / self._contract.action_repeat,
-            next_observation=torch.from_numpy(next_observation),
+            next_observation=next_observation,
             terminal=torch.from_numpy(step.terminal).float(),
         )
 
@@ -212,10 +218,9 @@ class Trainer:
         seed: int = 0,
     ) -> None:
         self.learner, self.config, self.folder = learner, config, Path(folder)
-        self.collector = Collector(environment, learner.contract)
-        self.replay = ReplayBuffer(
-            config.replay_capacity, learner.contract.observation_size, learner.contract.num_actions, learner.device
-        )
+        self.collector = Collector(environment, learner.contract, learner.privileged_size > 0)
+        state_size = learner.contract.observation_size + learner.privileged_size
+        self.replay = ReplayBuffer(config.replay_capacity, state_size, learner.contract.num_actions, learner.device)
         self.evaluations: list[dict[str, Any]] = []
         self._evaluation_environment = evaluation_environment
         self._evaluation_start = evaluation_environment.state_dict()
@@ -333,13 +338,23 @@ def learner_state(learner: Learner) -> tuple[dict[str, dict[str, Tensor]], dict[
     tensors = {"networks": dict(learner.state_dict()), "learner_random": {"generator": learner.generator.get_state()}}
     for name, optimizer in learner.optimizers.items():
         tensors[f"optimizer_{name}"] = flatten_optimizer(optimizer)
-    return tensors, {"contract": learner.contract.to_dict(), "learner": config_to_dict(learner.config)}
+    return tensors, {
+        "contract": learner.contract.to_dict(),
+        "learner": config_to_dict(learner.config),
+        "privileged_size": learner.privileged_size,
+    }
 
 
 def restore_learner(learner: Learner, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
     """Put a checkpoint's state into a learner; raises CheckpointError when contract or settings differ."""
     stored = Contract.from_dict(state["contract"])
     learner.contract.require_equal(stored, ours="this run", theirs="the checkpoint")
+    privileged = state.get("privileged_size", 0)
+    if privileged != learner.privileged_size:
+        raise CheckpointError(
+            f"denoiser and baseline of the checkpoint see {privileged} privileged numbers, those of this run "
+            f"{learner.privileged_size}; resume with the settings of the run, or start a new one"
+        )
     for name, value in config_to_dict(learner.config).items():
         if state["learner"].get(name) != value:
             raise CheckpointError(
@@ -356,7 +371,8 @@ def load_learner(checkpoint: str | Path, device: str = "cpu") -> tuple[Learner, 
     """Make a learner from a checkpoint, with the settings stored in it; also returns the checkpoint's tensors and state."""
     tensors, state = load_checkpoint(checkpoint)
     contract = Contract.from_dict(state["contract"])
-    learner = Learner(contract, config_from_dict(LearnerConfig, state["learner"], str(checkpoint)), device=device)
+    config = config_from_dict(LearnerConfig, state["learner"], str(checkpoint))
+    learner = Learner(contract, config, device=device, privileged_size=state.get("privileged_size", 0))
     restore_learner(learner, tensors, state)
     return learner, tensors, state
 

@@ -1,62 +1,83 @@
-"""Tasks, one file a domain."""
+"""Tasks, one file a domain. A name of the table, or ``module:factory`` or ``file.py:factory`` of one's own, makes a task."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import sys
 from collections.abc import Callable
-from typing import Any, Protocol
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
-import mujoco
-import mujoco.batch
-import numpy as np
-from numpy.typing import NDArray
+from dpg_robot.errors import ConfigError, unknown_name
+from sim.tasks.task import Task
 
-from dpg_robot.contract import Contract
-from dpg_robot.errors import unknown_name
-from sim.tasks.cartpole import CartpoleSwingup
+__all__ = ["TASKS", "Task", "make_task"]
 
 
-class Task(Protocol):
-    """What makes a MuJoCo model a task. All methods work on N environments at once."""
-
-    name: str
-    control_timestep_s: float
-    time_limit_s: float
-    observation_names: tuple[str, ...]
-
-    def load_model(self) -> mujoco.MjModel:
-        """Return the compiled model with nominal parameters."""
-        ...
-
-    def initialize(self, batch: mujoco.batch.Batch, ids: NDArray[np.int64], random: np.random.Generator) -> None:
-        """Write the initial states of environments ``ids`` into ``batch``."""
-        ...
-
-    def observe(self, batch: mujoco.batch.Batch) -> NDArray[np.float64]:
-        """Return the observations (N, obs_dim), laid out as dm_control flattens its own."""
-        ...
-
-    def reward(self, batch: mujoco.batch.Batch, control: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the rewards (N,) of the present states under the commanded ``control`` (N, act_dim)."""
-        ...
-
-    def terminal(self, batch: mujoco.batch.Batch) -> NDArray[np.bool_]:
-        """Return (N,), whether the present states end their episodes for good."""
-        ...
-
-    def contract(self, action_repeat: int, history: int) -> Contract:
-        """Return the contract of a policy trained on this task."""
-        ...
-
-    def measured_reward(self, next_measurement: NDArray[Any], action: NDArray[Any]) -> NDArray[np.float64]:
-        """Return (N,) rewards per reward step, computed from logged measurements (N, M) after actions (N, A)."""
-        ...
+def _names(domain: str, *tasks: str) -> dict[str, str]:
+    return {f"{domain}-{task}": f"sim.tasks.{domain}:{task}" for task in tasks}
 
 
-_TASKS: dict[str, Callable[[], Task]] = {"cartpole-swingup": CartpoleSwingup}
+TASKS: dict[str, str] = {
+    **_names("acrobot", "swingup", "swingup_sparse"),
+    **_names("ball_in_cup", "catch"),
+    **_names("cartpole", "balance", "balance_sparse", "swingup", "swingup_sparse"),
+    **_names("cheetah", "run"),
+    **_names("finger", "spin", "turn_easy", "turn_hard"),
+    **_names("hopper", "stand", "hop"),
+    **_names("humanoid", "stand", "walk", "run"),
+    **_names("pendulum", "swingup"),
+    **_names("point_mass", "easy"),
+    **_names("quadruped", "walk", "run"),
+    **_names("reacher", "easy", "hard"),
+    **_names("swimmer", "swimmer6"),
+    **_names("walker", "stand", "walk", "run"),
+}
+"""Name of each task that steps natively -> ``module:factory``."""
 
 
 def make_task(name: str) -> Task:
-    """Return a new task by its name; raises UnknownNameError with a 'did you mean'."""
-    if name not in _TASKS:
-        raise unknown_name("task", name, _TASKS)
-    return _TASKS[name]()
+    """Return a new task.
+
+    Args:
+        name: a name of :data:`TASKS`; or ``package.module:factory`` or ``path/to/file.py:factory``, where the factory takes no
+            arguments and returns a :class:`Task` (a subclass of it will do).
+
+    Raises:
+        UnknownNameError: an unknown name, with a 'did you mean'.
+        ConfigError: a reference that does not lead to a task.
+    """
+    reference = TASKS.get(name, name)
+    place, separator, attribute = reference.rpartition(":")
+    if not separator:
+        raise unknown_name("task", name, TASKS)
+    task = _find(place, attribute, name)()
+    if not isinstance(task, Task):
+        raise ConfigError(f"task {name!r}: {attribute} gave {type(task).__name__}, expected a sim.tasks.Task")
+    return task
+
+
+def _find(place: str, attribute: str, name: str) -> Callable[[], Any]:
+    try:
+        module = _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        factory = getattr(module, attribute)
+    except (ImportError, OSError, AttributeError) as error:
+        raise ConfigError(f"task {name!r} cannot be loaded: {error}") from error
+    if not callable(factory):
+        raise ConfigError(f"task {name!r}: {attribute} is not a class or function")
+    return factory  # type: ignore[no-any-return]
+
+
+def _load_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    name = f"_task_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    return module

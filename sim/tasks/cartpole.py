@@ -1,7 +1,7 @@
-"""Cart-pole swing-up: the physics and the reward of dm_control's ``cartpole`` domain, for all environments at once.
+"""Cart-pole, dm_control's ``cartpole`` domain (Tassa et al., 2018, arXiv 1801.00690).
 
-The model comes from dm_control (Tassa et al., 2018, arXiv 1801.00690). The cart slides on a rail, driven by a force of up to
-10 N; the pole starts hanging and has to be swung up and held upright near the middle, with little force and little motion.
+The cart slides on a rail, driven by a force of up to 10 N. The pole has to be held upright near the middle, with little force and
+little motion; in the swing-up tasks it starts hanging.
 """
 
 from __future__ import annotations
@@ -9,17 +9,19 @@ from __future__ import annotations
 from typing import Any
 
 import mujoco
-import mujoco.batch
 import numpy as np
 from numpy.typing import NDArray
 
 from dpg_robot.contract import CommandChannel, Contract, Feature, MeasurementChannel
-from sim.suite_model import load_suite_model
+from sim.physics import Physics
+from sim.suite_model import load_suite_spec
 from sim.tasks.rewards import tolerance
+from sim.tasks.task import Task
 
 MAX_FORCE_N = 10.0
-CONTROL_TIMESTEP_S = 0.01
-TIME_LIMIT_S = 10.0
+# where the sparse tasks give their reward
+CART_RANGE_M = (-0.25, 0.25)
+POLE_COSINE_RANGE = (0.995, 1.0)
 
 MEASUREMENTS = (
     MeasurementChannel("cart_position", "m"),
@@ -37,45 +39,76 @@ FEATURES = (
 COMMANDS = (CommandChannel("cart_force", "N", -MAX_FORCE_N, MAX_FORCE_N),)
 
 
-class CartpoleSwingup:
-    """The task; see :class:`sim.tasks.Task` for the interface."""
+def balance() -> Cartpole:
+    """Hold up a pole that starts nearly upright."""
+    return Cartpole(swing_up=False, sparse=False)
 
-    name = "cartpole-swingup"
-    control_timestep_s = CONTROL_TIMESTEP_S
-    time_limit_s = TIME_LIMIT_S
-    observation_names: tuple[str, ...] = (
-        "cart_position",
-        "pole_angle_cosine",
-        "pole_angle_sine",
-        "cart_velocity",
-        "pole_velocity",
-    )
 
-    def load_model(self) -> mujoco.MjModel:
+def balance_sparse() -> Cartpole:
+    """Hold up a pole that starts nearly upright; rewarded only while it stands near the middle."""
+    return Cartpole(swing_up=False, sparse=True)
+
+
+def swingup() -> Cartpole:
+    """Swing up a hanging pole and hold it."""
+    return Cartpole(swing_up=True, sparse=False)
+
+
+def swingup_sparse() -> Cartpole:
+    """Swing up a hanging pole and hold it; rewarded only while it stands near the middle."""
+    return Cartpole(swing_up=True, sparse=True)
+
+
+class Cartpole(Task):
+    """Balancing and swing-up.
+
+    Args:
+        swing_up: the pole starts hanging instead of nearly upright.
+        sparse: reward 1 near the goal and 0 elsewhere, instead of a smooth one.
+    """
+
+    time_limit_s = 10.0
+    control_timestep_s = 0.01
+    stage = mujoco.mjtStage.mjSTAGE_NONE
+
+    def __init__(self, swing_up: bool, sparse: bool) -> None:
+        self.name = f"cartpole-{'swingup' if swing_up else 'balance'}{'_sparse' if sparse else ''}"
+        self._swing_up = swing_up
+        self._sparse = sparse
+
+    def load_spec(self) -> mujoco.MjSpec:
         """Return dm_control's cart-pole model."""
-        return load_suite_model("cartpole")
+        return load_suite_spec("cartpole")
 
-    def initialize(self, batch: mujoco.batch.Batch, ids: NDArray[np.int64], random: np.random.Generator) -> None:
-        """Let the pole hang near rest, with the cart near the middle."""
-        batch.qpos[ids, 0] = 0.01 * random.standard_normal(len(ids))
-        batch.qpos[ids, 1] = np.pi + 0.01 * random.standard_normal(len(ids))
-        batch.qvel[ids] = 0.01 * random.standard_normal((len(ids), batch.qvel.shape[1]))
+    def observation_names(self, model: mujoco.MjModel) -> tuple[str, ...]:
+        """Return a name for each number of the observation, in order."""
+        return "cart_position", "pole_angle_cosine", "pole_angle_sine", "cart_velocity", "pole_velocity"
 
-    def observe(self, batch: mujoco.batch.Batch) -> NDArray[np.float64]:
-        """Return (N, 5): cart position, cosine and sine of the pole angle, and both velocities."""
-        qpos, qvel = batch.qpos, batch.qvel
-        return np.stack([qpos[:, 0], np.cos(qpos[:, 1]), np.sin(qpos[:, 1]), qvel[:, 0], qvel[:, 1]], axis=1)
+    def bind(self, physics: Physics) -> None:
+        """Keep the live arrays that the task reads."""
+        self._qpos, self._qvel = physics.qpos, physics.qvel
 
-    def reward(self, batch: mujoco.batch.Batch, control: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return (N,) rewards in [0, 1] of the present state under the commanded ``control`` (N, 1)."""
-        return swingup_reward(batch.qpos[:, 0], np.cos(batch.qpos[:, 1]), batch.qvel[:, 1], control[:, 0])
+    def initialize(self, ids: NDArray[np.int64], random: np.random.Generator) -> None:
+        """Put the pole nearly at rest, hanging or upright, and the cart near the middle."""
+        if self._swing_up:
+            self._qpos[ids] = [0.0, np.pi] + 0.01 * random.standard_normal((len(ids), 2))
+        else:
+            self._qpos[ids] = random.uniform(-1.0, 1.0, (len(ids), 2)) * [0.1, 0.034]
+        self._qvel[ids] = 0.01 * random.standard_normal((len(ids), 2))
 
-    def terminal(self, batch: mujoco.batch.Batch) -> NDArray[np.bool_]:
-        """Return (N,): never; the task ends by its time limit alone."""
-        return np.zeros(batch.nsim, dtype=np.bool_)
+    def observe(self, out: NDArray[np.float32]) -> None:
+        """Write (N, 5): cart position, cosine and sine of the pole angle, and both velocities."""
+        out[:, 0] = self._qpos[:, 0]
+        np.cos(self._qpos[:, 1], out=out[:, 1])
+        np.sin(self._qpos[:, 1], out=out[:, 2])
+        out[:, 3:] = self._qvel
 
-    def contract(self, action_repeat: int, history: int) -> Contract:
-        """Return the contract of a policy trained on this task."""
+    def reward(self, control: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the rewards (N,) of the present states under the ``control`` (N, 1) in [-1, 1]."""
+        return self._reward(self._qpos[:, 0], np.cos(self._qpos[:, 1]), self._qvel[:, 1], control[:, 0])
+
+    def contract(self, model: mujoco.MjModel, action_repeat: int, history: int) -> Contract:
+        """Return the contract of a policy that measures positions and velocities, and commands a force."""
         return Contract(
             task=self.name,
             measurements=MEASUREMENTS,
@@ -89,25 +122,19 @@ class CartpoleSwingup:
     def measured_reward(self, next_measurement: NDArray[Any], action: NDArray[Any]) -> NDArray[np.float64]:
         """Return (N,) rewards per reward step, from logged measurements (N, 4) after the actions (N, 1)."""
         cart_position, pole_angle, _, pole_velocity = np.moveaxis(np.asarray(next_measurement, dtype=np.float64), -1, 0)
-        return swingup_reward(cart_position, np.cos(pole_angle), pole_velocity, np.asarray(action, dtype=np.float64)[..., 0])
+        return self._reward(cart_position, np.cos(pole_angle), pole_velocity, np.asarray(action, dtype=np.float64)[..., 0])
 
-
-def swingup_reward(
-    cart_position: NDArray[np.float64],
-    pole_angle_cosine: NDArray[np.float64],
-    pole_velocity: NDArray[np.float64],
-    control: NDArray[np.float64],
-) -> NDArray[np.float64]:
-    """Return rewards in [0, 1], a product of four terms.
-
-    Args:
-        cart_position: (N,) metres from the middle of the rail.
-        pole_angle_cosine: (N,) 1 upright, -1 hanging.
-        pole_velocity: (N,) rad/s.
-        control: (N,) commanded force as a share of the largest force, in [-1, 1].
-    """
-    upright = (pole_angle_cosine + 1) / 2
-    centered = (1 + tolerance(cart_position, margin=2.0)) / 2
-    small_control = (4 + tolerance(control, margin=1.0, value_at_margin=0.0, sigmoid="quadratic")) / 5
-    small_velocity = (1 + tolerance(pole_velocity, margin=5.0)) / 2
-    return upright * small_control * small_velocity * centered
+    def _reward(
+        self,
+        cart_position: NDArray[np.float64],
+        pole_cosine: NDArray[np.float64],
+        pole_velocity: NDArray[np.float64],
+        control: NDArray[np.float64],
+    ) -> NDArray[np.float64]:
+        if self._sparse:
+            return tolerance(cart_position, bounds=CART_RANGE_M) * tolerance(pole_cosine, bounds=POLE_COSINE_RANGE)
+        upright = (pole_cosine + 1) / 2
+        centered = (1 + tolerance(cart_position, margin=2.0)) / 2
+        small_control = (4 + tolerance(control, margin=1.0, value_at_margin=0.0, sigmoid="quadratic")) / 5
+        small_velocity = (1 + tolerance(pole_velocity, margin=5.0)) / 2
+        return upright * small_control * small_velocity * centered

@@ -8,6 +8,7 @@ import torch
 
 from dpg_robot.contract import CommandChannel, Contract, Feature, MeasurementChannel
 from dpg_robot.learning import learner as learner_module
+from dpg_robot.learning.denoiser import action_after_outcome
 from dpg_robot.learning.learner import Learner, LearnerConfig
 from dpg_robot.learning.replay import Batch, ReplayBuffer
 
@@ -196,3 +197,29 @@ def test_all_normalizers_see_what_was_observed():
 def test_settings_that_cannot_work_are_refused(change, expected):
     with pytest.raises(ValueError, match=expected):
         dataclasses.replace(SMALL, **change)
+
+
+def test_denoiser_and_baseline_see_privileged_numbers_and_the_policy_does_not():
+    learner = Learner(CONTRACT, SMALL, privileged_size=2)
+    plain = random_batch(64)
+    extra = torch.randn(64, 2)
+    batch = dataclasses.replace(
+        plain,
+        observation=torch.cat([plain.observation, extra], 1),
+        next_observation=torch.cat([plain.next_observation, extra], 1),
+        terminal=torch.zeros(64),
+    )
+    learner.observe(batch)
+    assert torch.equal(learner.outcome(batch), learner.outcome(plain))
+    assert learner.policy(learner.measurable(batch.observation), torch.zeros(64, 1))[0].shape == (64, 1)
+    before = [parameter.clone() for parameter in learner.policy.parameters()]
+    for _ in range(4):
+        learner.update(batch)
+    assert any(not torch.equal(old, new) for old, new in zip(before, learner.policy.parameters(), strict=True))
+    sigma = torch.full((64, 1), 0.3)
+    changed = torch.cat([plain.observation, extra + 1], 1)
+    for see in (
+        lambda observation: learner.baseline(observation, batch.action, sigma),
+        lambda observation: action_after_outcome(learner.denoiser, batch.action, sigma, observation, learner.outcome(batch))[0],
+    ):
+        assert not torch.allclose(see(batch.observation), see(changed))

@@ -92,6 +92,33 @@ def test_transitions_tell_the_end_of_an_episode_from_its_cut():
     assert collector.observation[1].tolist() == [0, 0, 0]
 
 
+def test_privileged_transitions_end_with_the_dynamics_of_their_own_episode():
+    environment = make_environment(0)
+    collector = Collector(environment, environment.contract(1), privileged=True)
+    count = environment.dynamics.shape[1]
+    assert count > 0
+    for index in range(1, 14):  # episodes last 6 steps
+        dynamics = torch.from_numpy(environment.dynamics).float()
+        batch = collector.step(torch.zeros(3, 1))
+        assert torch.equal(batch.observation[:, -count:], dynamics)
+        assert torch.equal(batch.next_observation[:, -count:], dynamics)
+        assert (index % 6 == 0) == (not np.array_equal(dynamics, environment.dynamics.astype(np.float32)))
+        assert collector.observation.shape[1] == batch.observation.shape[1] - count
+
+
+def test_a_privileged_checkpoint_is_restored_as_such_and_not_taken_for_another(tmp_path):
+    def privileged_trainer(folder):
+        learner = Learner(make_environment(1).contract(1), LEARNER, seed=1, privileged_size=make_environment(1).dynamics.shape[1])
+        return Trainer(learner, TRAINER, make_environment(1), make_environment(2), folder, seed=1)
+
+    best = privileged_trainer(tmp_path / "run").run(show_progress=False)
+    learner, tensors, state = load_learner(best)
+    assert learner.privileged_size == make_environment(1).dynamics.shape[1] > 0
+    assert tensors["replay"]["observation"].shape[1] == learner.contract.observation_size + learner.privileged_size
+    with pytest.raises(CheckpointError, match="privileged numbers, those of this run 0"):
+        restore_learner(Learner(learner.contract, LEARNER), tensors, state)
+
+
 def test_rewards_are_per_reward_step():
     batch = Collector(Counters(), CONTRACT).step(torch.tensor([[0.5], [-0.5]]))
     torch.testing.assert_close(batch.reward, torch.tensor([0.75, 0.25]))

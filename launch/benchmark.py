@@ -1,0 +1,159 @@
+#!/usr/bin/env python
+"""Measure speed on this machine, beside what others offer for the same work."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import platform
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+from tqdm import tqdm
+
+from dpg_robot.config import config_from_dict, config_to_dict
+from dpg_robot.errors import DpgError
+from dpg_robot.files import write_atomically
+from sim.benchmark import BenchmarkSettings, count_work, measure_task, usable_cores
+
+PACKAGES = ("dpg-robot", "mujoco", "dm-control", "gymnasium", "numpy")
+TITLES = {"ours": "ours", "bare": "bare MuJoCo", "dm_control": "dm_control", "processes": "in processes", "envpool": "EnvPool"}
+NOTES = """\
+ours: {environments} environments on {threads} threads, randomization and disturbance medium, resets included
+bare MuJoCo: mujoco.batch.Batch of the nominal model with random controls; no outputs, no resets, same threads
+dm_control: its own environment in one process, resets included
+in processes: {processes} dm_control environments, each in a process of its own under gymnasium's AsyncVectorEnv
+EnvPool: {envpool_environments} environments on {threads} threads, its own version of MuJoCo, no randomization"""
+
+
+def main() -> None:
+    """Parse the command line and run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="WHAT")
+    add_sim_arguments(commands)
+    arguments = parser.parse_args()
+    try:
+        result = arguments.run(arguments)
+        if arguments.json:
+            whole = {"command": arguments.command, "time": datetime.now(UTC).isoformat(), "machine": machine_facts(), **result}
+            write_atomically(arguments.json, json.dumps(whole, indent=1).encode())
+    except (DpgError, ValueError, OSError) as error:
+        parser.exit(1, f"benchmark: {error}\n")
+
+
+def add_sim_arguments(commands: Any) -> None:
+    """Add the command ``sim`` and its options."""
+    parser = commands.add_parser(
+        "sim",
+        help="control steps per second of simulated environments",
+        description="Measure control steps per second of simulated environments, and their memory.",
+    )
+    for field in dataclasses.fields(BenchmarkSettings):
+        add_option(parser, field, getattr(BenchmarkSettings(), field.name))
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results and facts about the machine to FILE too")
+    parser.set_defaults(run=run_sim)
+
+
+def add_option(parser: argparse.ArgumentParser, field: dataclasses.Field[Any], default: Any) -> None:
+    """Add the option of one setting, with its default and unit in the help."""
+    several = isinstance(default, tuple)
+    unit = f" {field.metadata['unit']}" if field.metadata["unit"] else ""
+    shown = " ".join(default) if several else f"{default}{unit}"
+    parser.add_argument(
+        "--" + field.name.replace("_", "-"),
+        type=type(default) if isinstance(default, int | float) else str,
+        nargs="+" if several else None,
+        default=str(default) if isinstance(default, Path) else default,
+        metavar=field.name.removesuffix("s").upper() if several else None,
+        help=f"{field.metadata['help']} (default: {shown})",
+    )
+
+
+def run_sim(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure task after task, print the table, and return all that was measured."""
+    values = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(BenchmarkSettings)}
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    settings = config_from_dict(BenchmarkSettings, plain, "command line")
+    tasks = {}
+    with tqdm(total=count_work(settings) * len(settings.tasks), disable=arguments.quiet, file=sys.stderr) as bar:
+
+        def progress(what: str) -> None:
+            bar.set_description(what, refresh=False)
+            bar.update()
+
+        for task in settings.tasks:
+            tasks[task] = measure_task(task, settings, progress)
+    print(describe(settings, tasks))
+    return {"settings": config_to_dict(settings), "tasks": tasks}
+
+
+def describe(settings: BenchmarkSettings, tasks: dict[str, dict[str, Any]]) -> str:
+    """Return the results as two tables, with what each column is below them."""
+    titles = [TITLES[name] for name in settings.methods]
+    speeds = [["control steps per second", *titles] + ["memory per environment"] * bool(settings.memory_environments)]
+    others = [name for name in settings.methods if name != "ours"] if "ours" in settings.methods else []
+    ratios = [["ratio of ours to", *(TITLES[name] for name in others)]]
+    for task, result in tasks.items():
+        rates, unavailable = result["steps_per_s"], result["unavailable"]
+        row = [unavailable.get(name) or format_summary(rates[name], ",.0f") for name in settings.methods]
+        if settings.memory_environments:
+            row.append(f"{result['memory_bytes_per_environment'] / 1024:.1f} KiB")
+        speeds.append([task, *row])
+        ratios.append([task, *(unavailable.get(name) or format_summary(result["ratio"][name], ".3g") for name in others)])
+    notes = [note for note in NOTES.format(**vars(settings)).splitlines() if note.split(":")[0] in titles]
+    title = f"median of {settings.rounds} rounds [lowest, highest]"
+    return "\n".join([title, "", *align(speeds), "", *(align(ratios) if others else []), "", *notes])
+
+
+def format_summary(summary: dict[str, Any], form: str) -> str:
+    """Return a median with its spread as text."""
+    return f"{summary['median']:{form}} [{summary['low']:{form}}, {summary['high']:{form}}]"
+
+
+def align(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return lines with cells under each other, the first row as the header of a Markdown table."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
+    return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
+
+
+def machine_facts() -> dict[str, Any]:
+    """Return what the numbers depend on: processor, memory, system and versions."""
+    return {
+        "cpu": cpu_model(),
+        "logical_cores": psutil.cpu_count(),
+        "usable_cores": usable_cores(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "load_average": list(psutil.getloadavg()),
+        "system": platform.platform(),
+        "versions": {"python": platform.python_version()} | {name: package_version(name) for name in PACKAGES},
+    }
+
+
+def cpu_model() -> str:
+    """Return the name of the processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def package_version(name: str) -> str | None:
+    """Return the installed version of a package, None if it is not installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+if __name__ == "__main__":
+    main()
