@@ -273,13 +273,21 @@ def _build_optional(arguments: tuple[Any, ...], node: yaml.Node, key: str) -> An
     if node.tag == _YAML_NULL and type(None) in arguments:
         return None
     failure: ConfigError | None = None
-    for choice in (argument for argument in arguments if argument is not type(None)):
+    choices = [argument for argument in arguments if argument is not type(None)]
+    # what the value looks like comes first, so that an error is about what was meant
+    for choice in sorted(choices, key=lambda choice: not _looks_like(choice, node)):
         try:
             return _build(choice, node, key)
         except ConfigError as error:
             failure = failure or error
     assert failure is not None, "a union has at least one member that is not None"
     raise failure
+
+
+def _looks_like(annotation: Any, node: yaml.Node) -> bool:
+    if isinstance(node, yaml.MappingNode):
+        return dataclasses.is_dataclass(annotation) or typing.get_origin(annotation) is dict
+    return (typing.get_origin(annotation) is tuple) == isinstance(node, yaml.SequenceNode)
 
 
 def _build_tuple(arguments: tuple[Any, ...], node: yaml.Node, key: str) -> tuple[Any, ...]:

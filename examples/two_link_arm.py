@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpg_robot.contract import CommandChannel, Contract, Feature, MeasurementChannel
+from sim.mjcf import load_mjcf
 from sim.physics import Physics
 from sim.tasks import Task
 from sim.tasks.rewards import tolerance
@@ -39,7 +40,7 @@ class TwoLinkReach(Task):
 
     def load_spec(self) -> mujoco.MjSpec:
         """Return the model; randomization may still change it before it is compiled."""
-        return mujoco.MjSpec.from_file(str(Path(__file__).with_suffix(".xml")))
+        return load_mjcf(Path(__file__).with_suffix(".xml"))
 
     def observation_names(self, model: mujoco.MjModel) -> tuple[str, ...]:
         """Return the names of what :meth:`observe` writes."""

@@ -202,7 +202,11 @@ def _record(args: argparse.Namespace) -> int:
     size = max(2, args.width // columns // 2 * 2), max(2, args.height // rows // 2 * 2)  # even, as H.264 wants them
     frames = _draw(rollout, size, args.camera, round(args.seconds * fps), args.speed / fps)
     count = write_video(args.record, frames, fps)
-    mean = "" if not rollout.finished else f", mean return of the last {len(rollout.last_returns)} {np.mean(rollout.last_returns):.1f}"
+    mean = (
+        ""
+        if not rollout.finished
+        else f", mean return of the last {len(rollout.last_returns)} {np.mean(rollout.last_returns):.1f}"
+    )
     print(f"view: wrote {args.record}: {count} pictures, {count / fps:g} s; {rollout.finished} episodes finished{mean}")
     return 0
 

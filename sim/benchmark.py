@@ -115,7 +115,7 @@ class BareBatch:
     def measure(self, seconds: float) -> float:
         """Step, with new controls each control step."""
         steps, elapsed = step_for(seconds, self._step)
-        return steps * self._batch.nsim / elapsed
+        return float(steps * self._batch.nsim / elapsed)
 
     def close(self) -> None:
         """Nothing to end."""

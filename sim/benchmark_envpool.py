@@ -7,8 +7,6 @@ seconds that it reads, the control steps per second that it measured.
 import sys
 import time
 
-import numpy as np
-
 _ACTION_SETS = 16
 
 
@@ -16,7 +14,7 @@ def main():  # type: ignore[no-untyped-def] # EnvPool may not be there to take t
     """Serve measurements until the input ends."""
     task, environments, threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     try:
-        import envpool
+        import envpool  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
         print("not installed", flush=True)
         return
@@ -32,7 +30,7 @@ def main():  # type: ignore[no-untyped-def] # EnvPool may not be there to take t
     for line in sys.stdin:
         seconds, steps, start = float(line), 0, time.perf_counter()
         while (elapsed := time.perf_counter() - start) < seconds:
-            steps += run_episode(pool, actions)
+            steps += run_episode(pool, actions)  # type: ignore[no-untyped-call]
         print(environments * steps / elapsed, flush=True)
 
 

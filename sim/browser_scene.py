@@ -1,4 +1,4 @@
-"""The three-dimensional scene in the browser: all environments beside each other, as MuJoCo's own abstract visualizer sees them."""
+"""The three-dimensional scene in the browser: all environments beside each other, as MuJoCo's own visualizer sees them."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from sim.environment import BatchEnvironment
 _SPHERES = (mujoco.mjtGeom.mjGEOM_SPHERE, mujoco.mjtGeom.mjGEOM_ELLIPSOID)
 _BALL, _BOX, _CYLINDER = "ball", "box", "cylinder"
 _PLANE_THICKNESS = 0.002
+_LEVEL = 0.999  # upward part of a level plane's normal, at least
+_GAMMA = 2.2  # the browser takes colours of instances as intensities of light, MuJoCo means what a screen shows
 _FIELD_OF_VIEW = math.radians(45.0)
 
 
@@ -33,8 +35,8 @@ class _Instance(NamedTuple):
 class BrowserScene:
     """Shows N environments, each with the dynamics and shapes that were drawn for it.
 
-    Environments stand beside each other; where the model has a camera that tracks it, the robot travels, and the scene moves so that
-    the followed environment stays in its place. Balls, boxes, cylinders, capsules, ellipsoids, meshes, walls and tendons are
+    Environments stand beside each other. Where the model has a camera that tracks it, the robot travels, and the scene moves so
+    that the followed environment stays in its place. Balls, boxes, cylinders, capsules, ellipsoids, meshes, walls and tendons are
     drawn; a level floor is a grid. Textures and height fields are not drawn.
 
     Args:
@@ -55,17 +57,19 @@ class BrowserScene:
         self._options = mujoco.MjvOption()
         self._handles: dict[str, viser.BatchedMeshHandle] = {}
         self._sent: dict[tuple[str, str], NDArray[Any]] = {}
-        tracking = np.isin(self._model.cam_mode, (mujoco.mjtCamLight.mjCAMLIGHT_TRACK, mujoco.mjtCamLight.mjCAMLIGHT_TRACKCOM))
-        self.travels = bool(tracking.any())
-        self._tracked_body = int(self._model.cam_bodyid[np.argmax(tracking)]) if self.travels else 0
+        self._tracked_body = _tracked_body(self._model)
+        self.travels = self._tracked_body is not None
         self.follow: int | None = 0 if self.travels else None
         server.scene.configure_environment_map(None)  # its light washes colours out, and it costs a machine without a GPU much
+        server.scene.add_light_ambient("/light", intensity=1.2)
         low, high = self._bounds()
         self._cells = _cells(environment.num_envs, high - low, in_lanes=self.travels)
         self._section = 10.0 ** round(math.log10(max(high - low) / 3.0))  # of the floor's grid, m
         self._floor = self._add_floor(30.0 * max(high - low))
         several = environment.num_envs > 1
-        self._labels = [server.scene.add_label(f"/labels/{index}", str(index)) for index in range(environment.num_envs) if several]
+        self._labels = [
+            server.scene.add_label(f"/labels/{index}", str(index)) for index in range(environment.num_envs) if several
+        ]
         self._label_place = np.array([low[0], low[1], low[2]])
         self._place_camera(low, high)
         self.update()
@@ -77,7 +81,7 @@ class BrowserScene:
         pieces: defaultdict[str, list[_Instance]] = defaultdict(list)
         for index, cell in enumerate(self._cells):
             self._load(index)
-            if self.travels:
+            if self._tracked_body is not None:
                 places[index, :2] += self._data.subtree_com[self._tracked_body, :2]
             if index == self.follow:
                 shift = places[index] - cell
@@ -104,17 +108,21 @@ class BrowserScene:
         mujoco.mjv_updateScene(self._model, self._data, self._options, None, mujoco.MjvCamera(), everything, self._visual)
         for index in range(self._visual.ngeom):
             geom = self._visual.geoms[index]
-            rgba, size, rotation = geom.rgba, geom.size, geom.mat
+            rgba, size, rotation = (
+                geom.rgba.copy(),
+                geom.size.copy(),
+                geom.mat.copy(),
+            )  # the next environment goes to the same place
             position = geom.pos + cell
             if geom.type in _SPHERES:
-                pieces[_BALL].append(_Instance(position, rotation, size.copy(), rgba))
+                pieces[_BALL].append(_Instance(position, rotation, size, rgba))
             elif geom.type == mujoco.mjtGeom.mjGEOM_BOX:
-                pieces[_BOX].append(_Instance(position, rotation, size.copy(), rgba))
+                pieces[_BOX].append(_Instance(position, rotation, size, rgba))
             elif geom.type == mujoco.mjtGeom.mjGEOM_CYLINDER:
-                pieces[_CYLINDER].append(_Instance(position, rotation, size.copy(), rgba))
+                pieces[_CYLINDER].append(_Instance(position, rotation, size, rgba))
             elif geom.type == mujoco.mjtGeom.mjGEOM_CAPSULE:
                 radius, half_length = float(size[0]), float(size[2])
-                pieces[_CYLINDER].append(_Instance(position, rotation, size.copy(), rgba))
+                pieces[_CYLINDER].append(_Instance(position, rotation, size, rgba))
                 for end in (-half_length, half_length):
                     pieces[_BALL].append(_Instance(position + end * rotation[:, 2], rotation, (radius,) * 3, rgba))
             elif geom.type == mujoco.mjtGeom.mjGEOM_PLANE and not _is_level(rotation) and size[0] > 0 and size[1] > 0:
@@ -126,11 +134,11 @@ class BrowserScene:
     def _draw(self, name: str, instances: list[_Instance], shift: NDArray[np.float64]) -> None:
         """Show all ``instances`` of one mesh, sending only what changed."""
         rgba = np.array([instance.rgba for instance in instances])
-        values = {
+        values: dict[str, Any] = {
             "batched_positions": (np.array([item.position for item in instances]) - shift).astype(np.float32),
             "batched_wxyzs": transforms.SO3.from_matrix(np.array([item.rotation for item in instances])).wxyz.astype(np.float32),
             "batched_scales": np.array([item.scale for item in instances], dtype=np.float32),
-            "batched_colors": (255 * rgba[:, :3].clip(0, 1)).astype(np.uint8),
+            "batched_colors": (255 * rgba[:, :3].clip(0, 1) ** _GAMMA).astype(np.uint8),
             "batched_opacities": rgba[:, 3].astype(np.float32),
         }
         handle = self._handles.get(name)
@@ -168,14 +176,20 @@ class BrowserScene:
         return np.asarray(mesh.vertices), np.asarray(mesh.faces)
 
     def _bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return the corners (3,), (3,) of a box around the model in its first state, without floor and walls."""
-        self._load(0)
-        solid = self._model.geom_type != mujoco.mjtGeom.mjGEOM_PLANE
-        rotation = self._data.geom_xmat[solid].reshape(-1, 3, 3)
-        box = self._model.geom_aabb[solid]
-        middle = self._data.geom_xpos[solid] + np.einsum("gij,gj->gi", rotation, box[:, :3])
-        half = np.einsum("gij,gj->gi", np.abs(rotation), box[:, 3:])
-        return (middle - half).min(axis=0), (middle + half).max(axis=0)
+        """Return the corners (3,), (3,) of a box around the model in all first states, with walls but without the floor."""
+        model, data = self._model, self._data
+        plane = model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE
+        half_size = np.where(plane[:, None], model.geom_size * [1, 1, 0], model.geom_aabb[:, 3:])
+        lows, highs = [], []
+        for index in range(self._physics.num_envs):
+            self._load(index)
+            rotation = data.geom_xmat.reshape(-1, 3, 3)
+            middle = data.geom_xpos + np.einsum("gij,gj->gi", rotation, np.where(plane[:, None], 0.0, model.geom_aabb[:, :3]))
+            half = np.einsum("gij,gj->gi", np.abs(rotation), half_size)
+            bounded = ~plane | ((rotation[:, 2, 2] < _LEVEL) & (model.geom_size[:, :2] > 0).all(axis=1))
+            lows.append((middle - half)[bounded].min(axis=0))
+            highs.append((middle + half)[bounded].max(axis=0))
+        return np.min(lows, axis=0), np.max(highs, axis=0)
 
     def _add_floor(self, fade_distance: float) -> viser.GridHandle | None:
         planes = np.flatnonzero(self._model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE)
@@ -203,20 +217,32 @@ class BrowserScene:
         middle, size = corners.mean(axis=0), high - low
         flat = size[2] < 0.3 * max(size[:2])
         direction = np.array([0.0, -0.35, 0.94]) if flat else np.array([0.3, -0.85, 0.42])
-        distance = 0.5 * float(np.linalg.norm(corners[1] - corners[0])) / math.tan(_FIELD_OF_VIEW / 2)
+        distance = 0.65 * float(np.linalg.norm(corners[1] - corners[0])) / math.tan(_FIELD_OF_VIEW / 2)
         camera = self._server.initial_camera
         camera.fov = _FIELD_OF_VIEW
         camera.look_at = middle
         camera.position = middle + distance * direction / np.linalg.norm(direction)
 
 
+def _tracked_body(model: mujoco.MjModel) -> int | None:
+    """Return the body that a camera of the model tracks, if the robot can travel: its root slides or is free."""
+    for camera in range(model.ncam):
+        if model.cam_mode[camera] in (mujoco.mjtCamLight.mjCAMLIGHT_TRACK, mujoco.mjtCamLight.mjCAMLIGHT_TRACKCOM):
+            body = int(model.cam_bodyid[camera])
+            root = model.body_rootid[body]
+            joints = model.jnt_type[model.jnt_bodyid == root]
+            if np.isin(joints, (mujoco.mjtJoint.mjJNT_FREE, mujoco.mjtJoint.mjJNT_SLIDE)).any():
+                return body
+    return None
+
+
 def _is_level(rotation: NDArray[np.float64]) -> bool:
-    return bool(rotation[2, 2] > 0.999)
+    return bool(rotation[2, 2] > _LEVEL)
 
 
 def _cells(count: int, size: NDArray[np.float64], in_lanes: bool) -> NDArray[np.float64]:
     """Return the places (count, 3) of environments of a ``size`` (3,): one lane each, or a nearly square grid."""
-    spacing = np.maximum(1.25 * size[:2], 0.6 * size.max())
+    spacing = np.maximum(1.25 * size[:2], 0.45 * size.max())
     columns = 1 if in_lanes else math.ceil(math.sqrt(count))
     row, column = np.divmod(np.arange(count), columns)
     places = np.zeros((count, 3))

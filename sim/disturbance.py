@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpg_robot.config import setting
+from dpg_robot.errors import ConfigError
 from sim.delay_line import DelayLine
 from sim.dropouts import CommandHold, DroppedSensors, StuckSensors
 from sim.noise import DummyReadings, GaussianNoise, Quantization
@@ -157,18 +158,31 @@ class Disturbances:
 
     Args:
         settings: what to disturb, and how much.
-        physics: the simulations.
+        num_envs: number of environments N.
+        num_commands: numbers A of a command.
         num_observations: numbers O of an undisturbed observation.
         timestep_s: length of a control step.
+        physics: the simulations, of which pushes need the bodies.
+
+    Raises:
+        ConfigError: pushes without ``physics``.
     """
 
-    def __init__(self, settings: Disturbance, physics: Physics, num_observations: int, timestep_s: float) -> None:
-        num_envs, self._num_commands = physics.num_envs, int(physics.model.nu)
-        self._commands = _command_stages(settings, (num_envs, self._num_commands))
+    def __init__(
+        self,
+        settings: Disturbance,
+        num_envs: int,
+        num_commands: int,
+        num_observations: int,
+        timestep_s: float,
+        physics: Physics | None = None,
+    ) -> None:
+        self._num_commands = num_commands
+        self._commands = _command_stages(settings, (num_envs, num_commands))
         self._actuator_noise: GaussianNoise | None = None
         if settings.action_noise > 0:
             self._actuator_noise = GaussianNoise(
-                settings.action_noise, settings.action_noise_time_s, timestep_s, (num_envs, self._num_commands), np.float64
+                settings.action_noise, settings.action_noise_time_s, timestep_s, (num_envs, num_commands), np.float64
             )
         self._readings = _reading_stages(settings, (num_envs, num_observations), timestep_s)
         limits = _range(settings.reward_delay)
@@ -176,6 +190,10 @@ class Disturbances:
         self._pushes: Pushes | None = None
         force = _range(settings.push_force)
         if settings.push_rate_hz > 0 and force[1] > 0:
+            if physics is None:
+                raise ConfigError(
+                    "pushes need a task that steps natively; set push_rate_hz to 0, or choose a preset without pushes"
+                )
             self._pushes = Pushes(settings.push_rate_hz, force, _range(settings.push_duration_s), physics, timestep_s)
         self.num_observations = num_observations + settings.dummy_observations
         self.dummy_names = tuple(f"dummy_{index}" for index in range(settings.dummy_observations))

@@ -10,7 +10,7 @@ import functools
 import importlib
 import os
 from dataclasses import dataclass
-from types import SimpleNamespace, TracebackType
+from types import TracebackType
 from typing import Any, cast
 
 import numpy as np
@@ -19,12 +19,11 @@ from numpy.typing import NDArray
 from dpg_robot.contract import CommandChannel, Contract, Feature, MeasurementChannel
 from dpg_robot.errors import ConfigError, DpgError, unknown_name
 from sim.disturbance import DISTURBANCE_PRESETS, Disturbance, Disturbances
-from sim.environment import StepResult
-from sim.physics import Physics
 from sim.presets import resolve_preset
 from sim.random_state import random_state, set_random_state
 from sim.single_environment import Factory
-from sim.tasks import _find
+from sim.step_result import StepResult, check_actions
+from sim.tasks import find_attribute
 from sim.worker import WorkerPool
 
 SUITE_PREFIX = "suite:"
@@ -126,8 +125,6 @@ class DmControlEnvironment:
         ):
             if value < least:
                 raise ValueError(f"{name} must be {least} or more, got {value}")
-        if disturbance.push_rate_hz > 0 and np.max(disturbance.push_force) > 0:
-            raise ConfigError("pushes need a task that steps natively; set push_rate_hz to 0, or choose a preset without pushes")
         self.name = _name(factory)
         self.num_envs = num_envs
         self.action_repeat = action_repeat
@@ -141,9 +138,8 @@ class DmControlEnvironment:
         self.act_dim = len(description.low)
         self.control_timestep = description.control_timestep_s * action_repeat
         self.restores_episodes = description.has_state
-        size = SimpleNamespace(num_envs=num_envs, model=SimpleNamespace(nu=self.act_dim))  # all that it reads without pushes
         names = description.observation_names
-        self._disturbances = Disturbances(disturbance, cast(Physics, size), len(names), description.control_timestep_s)
+        self._disturbances = Disturbances(disturbance, num_envs, self.act_dim, len(names), description.control_timestep_s)
         self.observation_names = names + self._disturbances.dummy_names
         self.obs_dim = len(self.observation_names)
         self._last_obs = np.zeros((num_envs, self.obs_dim), dtype=np.float32)
@@ -249,7 +245,7 @@ class DmControlEnvironment:
         """
         if not self._started:
             raise RuntimeError("the environments have no state yet; call reset() or set_state() before step()")
-        reward, terminal, timeout, fault, final_obs = self._repeat(self._check_actions(actions))
+        reward, terminal, timeout, fault, final_obs = self._repeat(check_actions(actions, self.num_envs, self.act_dim))
         self._num_steps += 1
         self.fault_count += int(fault.sum())
         obs = final_obs.copy()
@@ -358,17 +354,6 @@ class DmControlEnvironment:
         children = np.random.SeedSequence(seed, spawn_key=(number,) if number else ()).spawn(self.num_envs)
         return [int(child.generate_state(1)[0]) for child in children]
 
-    def _check_actions(self, actions: NDArray[Any]) -> NDArray[np.float64]:
-        actions = np.asarray(actions)
-        if actions.shape != (self.num_envs, self.act_dim):
-            raise ValueError(f"actions must have shape ({self.num_envs}, {self.act_dim}), got {actions.shape}")
-        if actions.dtype.kind not in "fiu":
-            raise ValueError(f"actions must be numbers, got an array of {actions.dtype}")
-        if not np.isfinite(actions).all():
-            broken = np.flatnonzero(~np.isfinite(actions).all(axis=1))
-            raise ValueError(f"actions must be finite; those of environment(s) {broken[:10].tolist()} are not")
-        return np.clip(actions.astype(np.float64), -1.0, 1.0)
-
 
 def make_dm_control(
     task: str,
@@ -416,7 +401,7 @@ def _load(reference: str) -> Factory:
         raise ConfigError(
             f"{reference!r} is not a reference; expected 'module:attribute', 'file.py:attribute' or 'suite:domain-task'"
         )
-    return cast(Factory, _find(place, attribute, reference))
+    return cast(Factory, find_attribute(place, attribute, reference))
 
 
 def _name(factory: str | Factory) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,39 +13,15 @@ from numpy.typing import NDArray
 from dpg_robot.contract import Contract, Feature, MeasurementChannel
 from dpg_robot.errors import ContractError, DpgError
 from sim.disturbance import DISTURBANCE_PRESETS, Disturbance, Disturbances
+from sim.mjcf import ModelError, compile_spec
 from sim.physics import Physics
 from sim.presets import resolve_preset
 from sim.random_state import random_state, set_random_state
 from sim.randomization import DynamicsRandomizer, Randomization, prepare_spec, resolve_randomization
+from sim.step_result import StepResult, check_actions
 from sim.tasks import Task, make_task
 
 _START_ATTEMPTS = 10
-
-
-class ModelError(DpgError, ValueError):
-    """A model that MuJoCo cannot compile or cannot simulate."""
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What a step gave, one row per environment.
-
-    Attributes:
-        obs: (N, obs_dim) float32; where an episode ended, the first observation of the next one.
-        reward: (N,) float32, summed over the action repeats.
-        terminal: (N,) bool, the episode ended in a state without a future.
-        timeout: (N,) bool, the episode was cut by its time limit.
-        final_obs: (N, obs_dim) float32, the observation that the action led to, also where an episode ended.
-        fault: (N,) bool, the physics diverged. The episode ends as terminal, with no reward for this step and the observation
-            before it as ``final_obs``.
-    """
-
-    obs: NDArray[np.float32]
-    reward: NDArray[np.float32]
-    terminal: NDArray[np.bool_]
-    timeout: NDArray[np.bool_]
-    final_obs: NDArray[np.float32]
-    fault: NDArray[np.bool_]
 
 
 class BatchEnvironment:
@@ -102,7 +76,7 @@ class BatchEnvironment:
         self._random = np.random.Generator(np.random.SFC64(seed))
         self._randomizer = DynamicsRandomizer(self.physics, randomization, task.name)
         names = task.observation_names(model)
-        self._disturbances = Disturbances(disturbance, self.physics, len(names), task.control_timestep_s)
+        self._disturbances = Disturbances(disturbance, num_envs, int(model.nu), len(names), task.control_timestep_s, self.physics)
         self.observation_names = names + self._disturbances.dummy_names
         self.obs_dim = len(self.observation_names)
         self.act_dim = int(model.nu)
@@ -197,7 +171,7 @@ class BatchEnvironment:
         """
         if not self._started:
             raise RuntimeError("the environments have no state yet; call reset() or set_state() before step()")
-        reward, terminal, fault, final_obs = self._repeat(self._check_actions(actions))
+        reward, terminal, fault, final_obs = self._repeat(check_actions(actions, self.num_envs, self.act_dim))
         self._steps += 1
         timeout = (self._steps >= self._steps_per_episode) & ~terminal
         obs = final_obs.copy()
@@ -234,17 +208,6 @@ class BatchEnvironment:
         self.fault_count = int(state["fault_count"][0])
         set_random_state(self._random, state["random"])
         self._started = True
-
-    def _check_actions(self, actions: NDArray[Any]) -> NDArray[np.float64]:
-        actions = np.asarray(actions)
-        if actions.shape != (self.num_envs, self.act_dim):
-            raise ValueError(f"actions must have shape ({self.num_envs}, {self.act_dim}), got {actions.shape}")
-        if actions.dtype.kind not in "fiu":
-            raise ValueError(f"actions must be numbers, got an array of {actions.dtype}")
-        if not np.isfinite(actions).all():
-            broken = np.flatnonzero(~np.isfinite(actions).all(axis=1))
-            raise ValueError(f"actions must be finite; those of environment(s) {broken[:10].tolist()} are not")
-        return np.clip(actions, -1.0, 1.0, dtype=np.float64)
 
     def _repeat(
         self, actions: NDArray[np.float64]
@@ -286,7 +249,8 @@ class BatchEnvironment:
         return control
 
     def _to_control(self, actions: NDArray[np.float64]) -> NDArray[np.float64]:
-        return self._control_low + (actions + 1.0) * (0.5 * (self._control_high - self._control_low))
+        control: NDArray[np.float64] = self._control_low + (actions + 1.0) * (0.5 * (self._control_high - self._control_low))
+        return control
 
     def _restart(self, ids: NDArray[np.int64], obs: NDArray[np.float32]) -> None:
         """Start new episodes in environments ``ids`` and write their first observations into rows of ``obs``."""
@@ -296,18 +260,28 @@ class BatchEnvironment:
             self._randomizer.draw(pending, self._random)
             self.task.model_changed(pending)
             self.task.initialize(pending, self._random)
+            self._require_finite_start(pending)
             self.physics.forward(pending)
             pending = pending[self.physics.faults()[pending]]  # drawn dynamics may not survive a start, as on uneven ground
             if not len(pending):
                 break
         else:
             raise ModelError(
-                f"task {self.task.name}: the physics of {len(pending)} environment(s) diverged in {_START_ATTEMPTS} attempts to start "
-                "an episode; narrow the ranges of the randomization"
+                f"task {self.task.name}: the physics of {len(pending)} environment(s) diverged in {_START_ATTEMPTS} attempts to "
+                "start an episode; narrow the ranges of the randomization"
             )
         self._steps[ids] = 0
         self.task.observe(self._true_obs)
         obs[ids] = self._disturbances.restart(ids, self._true_obs[ids], self._random)
+
+    def _require_finite_start(self, ids: NDArray[np.int64]) -> None:
+        """Refuse a state that MuJoCo would silently replace by the model's default."""
+        for name, values in (("qpos", self.physics.qpos), ("qvel", self.physics.qvel)):
+            broken = ids[~np.isfinite(values[ids]).all(axis=1)]
+            if len(broken):
+                raise ModelError(
+                    f"task {self.task.name}: initialize wrote {name} that are not finite in environments {broken[:10]}"
+                )
 
 
 def _zero_where(over: NDArray[np.bool_] | None, diverged: NDArray[np.bool_], reward: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -319,14 +293,10 @@ def _zero_where(over: NDArray[np.bool_] | None, diverged: NDArray[np.bool_], rew
 def _compile(task: Task, randomization: Randomization) -> mujoco.MjModel:
     try:
         spec = task.load_spec()
-        prepare_spec(spec, randomization)
-        with warnings.catch_warnings():  # of an attribute that dm_control's cheetah uses, and that works
-            warnings.filterwarnings("ignore", "compiler attribute 'settotalmass'")
-            model = spec.compile()
     except ValueError as error:
-        if isinstance(error, DpgError):
-            raise
-        raise ModelError(f"the model of task {task.name} does not compile: {error}") from error
+        raise error if isinstance(error, DpgError) else ModelError(f"task {task.name}: {error}") from error
+    prepare_spec(spec, randomization)
+    model = compile_spec(spec, f"task {task.name}")
     unlimited = [model.actuator(index).name or str(index) for index in range(model.nu) if not model.actuator_ctrllimited[index]]
     if unlimited:
         raise ContractError(
@@ -337,7 +307,7 @@ def _compile(task: Task, randomization: Randomization) -> mujoco.MjModel:
 
 
 def _count_substeps(task: Task, model: mujoco.MjModel) -> int:
-    exact = task.control_timestep_s / model.opt.timestep
+    exact = task.control_timestep_s / float(model.opt.timestep)
     if round(exact) < 1 or abs(exact - round(exact)) > 1e-6:
         raise ModelError(
             f"task {task.name}: control_timestep_s {task.control_timestep_s} must be a whole multiple of the model's timestep "

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from dpg_robot.contract import Contract
 from dpg_robot.observation import HistoryStack
-from sim.environment import BatchEnvironment, StepResult
+from sim.environment import BatchEnvironment
+from sim.step_result import StepResult
 
 _PREFIX = "history."
 

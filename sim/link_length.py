@@ -79,7 +79,6 @@ class Link:
         body: number of the body.
         geom: number of the geom that has its mass.
         shape: of the geom.
-        axis: component of the geom's frame along which it is stretched.
         size_index: component of the geom's size that is half the length.
         origin: (3,) near end of the straight part, in the body's frame, m.
         direction: (3,) unit vector from there to the far end.
@@ -90,7 +89,6 @@ class Link:
     body: int
     geom: int
     shape: str
-    axis: int
     size_index: int
     origin: NDArray[np.float64]
     direction: NDArray[np.float64]
@@ -133,7 +131,7 @@ def find_link(model: mujoco.MjModel, body: int) -> Link:
         moves = coordinates > 1e-9 * half
         if moves.any():
             points[field] = (numbers[moves], coordinates[moves])
-    return Link(body, geom, shape, axis, size_index, origin, direction, 2 * half, points)
+    return Link(body, geom, shape, size_index, origin, direction, 2 * half, points)
 
 
 class LinkStretcher:
@@ -156,10 +154,8 @@ class LinkStretcher:
         # the diagonal of R I R^T, from the geom's frame to the inertial frame
         turn = _rotation(model.body_iquat[link.body]).T @ _rotation(model.geom_quat[link.geom])
         self._turn = turn**2
-        self._cap = float(self._size[0]) if link.shape == "capsule" else 0.0
         self.elements = {field: _triples(numbers) for field, (numbers, _) in link.points.items()} | {
             "geom_size": np.array([3 * link.geom + link.size_index]),
-            "geom_aabb": np.array([6 * link.geom + 3 + link.axis]),
             "body_inertia": _triples(np.array([link.body])),
         }
         if self._follows_density:
@@ -178,7 +174,7 @@ class LinkStretcher:
         return self._mass * volumes / uniform_volume(self._link.shape, self._size)
 
     def stretch(self, fields: Fields, lengths: NDArray[np.float64]) -> None:
-        """Write ``lengths`` (n,), m, into the nominal ``fields``, each (n, size)."""
+        """Write ``lengths`` (n,), m, into the nominal ``fields``, each (n, size); bounding volumes are derived constants."""
         link = self._link
         for field, (_, s) in link.points.items():
             stretched = np.where(s < link.length, s * (lengths / link.length)[:, None], s + (lengths - link.length)[:, None])
@@ -188,7 +184,6 @@ class LinkStretcher:
         inertia = uniform_inertia(link.shape, size, mass) @ self._turn.T
         written = {
             "geom_size": lengths[:, None] / 2,
-            "geom_aabb": lengths[:, None] / 2 + self._cap,
             "body_inertia": inertia,
             "body_mass": mass[:, None],
         }

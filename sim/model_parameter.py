@@ -141,7 +141,7 @@ class LinkParameter(ModelParameter):
         merged: dict[str, NDArray[np.int64]] = {}
         for stretcher in self.stretchers:
             for field, elements in stretcher.elements.items():
-                merged[field] = np.union1d(merged.get(field, elements), elements)
+                merged[field] = np.union1d(merged[field], elements) if field in merged else elements
         return merged
 
     def apply(self, fields: Fields, drawn: NDArray[np.float64]) -> None:

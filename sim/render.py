@@ -59,9 +59,7 @@ class FrameRenderer:
         RenderError: no OpenGL works here; the message says what to install.
     """
 
-    def __init__(
-        self, environment: BatchEnvironment, width: int = 640, height: int = 480, camera: str | None = None
-    ) -> None:
+    def __init__(self, environment: BatchEnvironment, width: int = 640, height: int = 480, camera: str | None = None) -> None:
         if width < 1 or height < 1:
             raise ValueError(f"width and height must be 1 or more pixels, got {width} x {height}")
         self._batch = environment.physics.batch
@@ -133,6 +131,6 @@ def _load_backend() -> Any:
         reason = trial.stderr.strip().splitlines() or [f"exit code {trial.returncode}"]
         failures.append(f"{name}: {reason[-1]}; needs {_PACKAGES[name]}")
     raise RenderError(
-        "no OpenGL works here, so nothing can be drawn. Install the packages of one of these (Debian's names), or name a backend in "
-        f"MUJOCO_GL ({', '.join(_PACKAGES)}). Tried:\n  " + "\n  ".join(failures)
+        "no OpenGL works here, so nothing can be drawn. Install the packages of one of these (Debian's names), or name a backend "
+        f"in MUJOCO_GL ({', '.join(_PACKAGES)}). Tried:\n  " + "\n  ".join(failures)
     )

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from dpg_robot.files import write_atomically
 from sim.render import RenderError
 
-# one palette for the whole video, and only what changed from one picture to the next: a fifth of the size
-_GIF_FILTER = "split[a][b];[a]palettegen=stats_mode=diff[p];[b][p]paletteuse=dither=bayer:bayer_scale=5:diff_mode=rectangle"
+# one palette for the whole video, and a dither that keeps still what stands still, so that only changes are stored
+_GIF_FILTER = "split[a][b];[a]palettegen[p];[b][p]paletteuse=dither=bayer:bayer_scale=5:diff_mode=rectangle"
 _ENCODERS: dict[str, dict[str, Any]] = {
     ".mp4": {"codec": "libx264", "pix_fmt_out": "yuv420p", "quality": 8},
     ".gif": {"codec": "gif", "pix_fmt_out": "pal8", "quality": None, "output_params": ["-vf", _GIF_FILTER]},

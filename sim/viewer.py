@@ -66,6 +66,7 @@ class Viewer:
         self._pace: deque[tuple[float, float]] = deque()
         points = math.ceil(_PLOT_WINDOW_S / self._environment.control_timestep)
         self._history: deque[NDArray[np.float64]] = deque(maxlen=max(2, points))
+        self._reward_range = (0.0, 0.05)
         self._server = _serve(host, port, title)
         self.url = f"http://{host}:{self._server.get_port()}"
         self._scene = BrowserScene(self._server, self._environment)
@@ -174,7 +175,7 @@ class Viewer:
         for line in series:
             line["points"] = {"show": False}
         nothing = np.zeros(2)
-        self._plot = gui.add_uplot((nothing,) * len(series), tuple(series), scales={"x": {"time": False}}, aspect=1.6)
+        self._plot = gui.add_uplot((nothing,) * len(series), tuple(series), scales=self._scales(), aspect=1.6)
         self._dynamics = gui.add_markdown("")
         self._update_panel()
 
@@ -185,12 +186,20 @@ class Viewer:
             lines = [rows[:, 0], rows[:, 1 + self._shown]]
             if self._environment.num_envs > 1:
                 lines.append(rows[:, 1:].mean(axis=1))
+            low, high = self._reward_range
+            seen = min(low, float(rows[:, 1:].min())), max(high, float(rows[:, 1:].max()))
+            if seen != self._reward_range:  # the axis grows and never shrinks, so that heights can be compared
+                self._reward_range = seen
+                self._plot.scales = self._scales()
             self._plot.data = tuple(np.ascontiguousarray(line) for line in lines)
         names, values = self._environment.dynamics_names, self._environment.dynamics[self._shown]
         rows_of_table = "".join(f"\n| {name} | {value:.3g} |" for name, value in zip(names, values, strict=True))
         table = f"\n\n| drawn dynamics | |\n|---|---|{rows_of_table}" if names else ""
         if self._dynamics.content != table:
             self._dynamics.content = table
+
+    def _scales(self) -> dict[str, viser.uplot.Scale]:
+        return {"x": {"time": False}, "y": {"range": self._reward_range}}
 
     def _describe(self) -> str:
         rollout = self._rollout
@@ -237,7 +246,9 @@ def _serve(host: str, port: int, title: str) -> viser.ViserServer:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
     except OSError as error:
-        raise ViewError(f"cannot serve at {host}:{port}: {error.strerror or error}; choose another --port (0 for any free one)") from error
+        raise ViewError(
+            f"cannot serve at {host}:{port}: {error.strerror or error}; choose another --port (0 for any free one)"
+        ) from error
     with contextlib.redirect_stdout(io.StringIO()):  # viser prints a table of addresses
         server = viser.ViserServer(host=host, port=port, label=title, verbose=False)
     if port not in (0, server.get_port()):

@@ -191,6 +191,9 @@ class Collector:
         self._features = state["collector.features"].numpy().copy()
         self._history.frames = state["collector.history"].numpy().copy()
         self.environment.load_state_dict({k: v.numpy() for k, v in state.items() if not k.startswith("collector.")})
+        if not getattr(self.environment, "restores_episodes", True):
+            self._features = self.environment.reset()
+            self._history.clear(np.arange(self.environment.num_envs))
 
 
 class Trainer:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from dpg_robot.errors import ConfigError, unknown_name
 from sim.tasks.task import Task
@@ -53,13 +53,23 @@ def make_task(name: str) -> Task:
     place, separator, attribute = reference.rpartition(":")
     if not separator:
         raise unknown_name("task", name, TASKS)
-    task = _find(place, attribute, name)()
+    task = find_attribute(place, attribute, name)()
     if not isinstance(task, Task):
         raise ConfigError(f"task {name!r}: {attribute} gave {type(task).__name__}, expected a sim.tasks.Task")
     return task
 
 
-def _find(place: str, attribute: str, name: str) -> Callable[[], Any]:
+def find_attribute(place: str, attribute: str, name: str) -> Callable[..., Any]:
+    """Return the class or function ``attribute`` of a module, or of a file that ends in ``.py``.
+
+    Args:
+        place: name of the module, or path of the file.
+        attribute: name of the class or function.
+        name: what the user wrote, for errors.
+
+    Raises:
+        ConfigError: a reference that does not lead to a class or function.
+    """
     try:
         module = _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
         factory = getattr(module, attribute)
@@ -67,7 +77,7 @@ def _find(place: str, attribute: str, name: str) -> Callable[[], Any]:
         raise ConfigError(f"task {name!r} cannot be loaded: {error}") from error
     if not callable(factory):
         raise ConfigError(f"task {name!r}: {attribute} is not a class or function")
-    return factory  # type: ignore[no-any-return]
+    return cast(Callable[..., Any], factory)
 
 
 def _load_file(path: Path) -> ModuleType:

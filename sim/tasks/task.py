@@ -38,7 +38,7 @@ class Task(ABC):
 
     @abstractmethod
     def load_spec(self) -> mujoco.MjSpec:
-        """Return the model with nominal parameters, not yet compiled (``mujoco.MjSpec.from_file`` reads an MJCF file)."""
+        """Return the model with nominal parameters, not yet compiled (:func:`sim.mjcf.load_mjcf` reads an MJCF file)."""
 
     @abstractmethod
     def observation_names(self, model: mujoco.MjModel) -> tuple[str, ...]:

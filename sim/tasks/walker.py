@@ -70,11 +70,16 @@ class Walker(Task):
         self._torso_height = physics.data("xpos")[:, torso, 2]
         self._torso_upright = self._orientations[:, torso, _ZZ]
         self._velocity = physics.sensor("torso_subtreelinvel")
+        self._height_column = int(physics.model.joint("rootz").qposadr[0])
+        self._leg = [physics.body(f"right_{part}") for part in ("thigh", "leg", "foot")]
         self._physics = physics
 
     def initialize(self, ids: NDArray[np.int64], random: np.random.Generator) -> None:
-        """Draw all joint angles, the orientation of the torso included."""
+        """Draw all joint angles, the orientation of the torso included; legs longer than nominal begin that much higher."""
         random_joint_positions(self._physics, ids, random)
+        offsets = self._physics.current("body_pos")[ids][:, self._leg, 2]
+        lengthening = self._physics.model.body_pos[self._leg, 2].sum() - offsets.sum(axis=1)
+        self._physics.qpos[ids, self._height_column] += np.maximum(lengthening, 0.0)
 
     def observe(self, out: NDArray[np.float32]) -> None:
         """Write the orientations of all bodies, the height of the torso and the velocities (N, 24)."""

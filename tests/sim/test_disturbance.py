@@ -56,7 +56,9 @@ class World:
         self.num_envs = num_envs
         self.everyone = np.arange(num_envs)
         self.physics = Physics(cheetah(), num_envs, 1)
-        self.disturbances = Disturbances(Disturbance(**settings), self.physics, OBSERVATIONS, DT)
+        self.disturbances = Disturbances(
+            Disturbance(**settings), self.physics.num_envs, self.physics.model.nu, OBSERVATIONS, DT, self.physics
+        )
         self.random = np.random.default_rng(seed)
         self.signals = np.random.default_rng(1)
         self.first = self.restart(self.everyone, np.zeros((num_envs, OBSERVATIONS)))

@@ -14,7 +14,7 @@ import pytest
 from dpg_robot.errors import ConfigError, UnknownNameError
 from sim.disturbance import Disturbance
 from sim.dm_control_env import DmControlEnvironment, NotOfferedError, make_dm_control, suite_names
-from sim.environment import StepResult
+from sim.step_result import StepResult
 from sim.worker import WorkerError
 
 FIELDS = [field.name for field in dataclasses.fields(StepResult)]
@@ -51,7 +51,7 @@ class World(dm_env.Environment):
             raise ValueError("the gripper is on fire")
         if value == 2.0:
             os._exit(3)
-        if value == 3.0:
+        if value == 3.0 or (value == 8.0 and self._steps == 3):
             raise PhysicsError("diverged")
         observation = {"action": np.nan if value == 4.0 else value, "place": self._place}
         if value == 10.0:
@@ -233,8 +233,10 @@ def test_action_repeat_and_dummies_stop_with_the_episode(world):
         step = env.step(worlds_actions(6.0, 6.0))  # the first has one step left
         assert step.reward.tolist() == [1.0, 3.0]
         assert step.timeout.tolist() == [True, False]
-        after_fault = env.step(worlds_actions(6.0, 3.0))  # also the dummies of the faulty one stay as they were
-        np.testing.assert_array_equal(after_fault.final_obs[1], step.obs[1])
+        first = env.reset()
+        step = env.step(worlds_actions(6.0, 8.0))
+        assert step.fault.tolist() == [False, True]
+        np.testing.assert_array_equal(step.final_obs[1], first[1])  # the dummies too
 
 
 def test_worlds_without_a_state_begin_anew_after_loading(worlds):

@@ -11,7 +11,9 @@ import pytest
 import sim
 from dpg_robot.errors import ConfigError, UnknownNameError
 from sim.disturbance import Disturbance
+from sim.mjcf import ModelError
 from sim.randomization import Randomization
+from sim.tasks import make_task
 
 RESTLESS = Disturbance(
     action_delay=(0, 3),
@@ -261,7 +263,14 @@ def test_results_have_the_documented_types():
     env = make()
     assert env.reset().dtype == np.float32
     step = env.step(np.zeros((6, 1), dtype=np.float32))
-    expected = {"obs": np.float32, "reward": np.float32, "terminal": np.bool_, "timeout": np.bool_, "final_obs": np.float32, "fault": np.bool_}
+    expected = {
+        "obs": np.float32,
+        "reward": np.float32,
+        "terminal": np.bool_,
+        "timeout": np.bool_,
+        "final_obs": np.float32,
+        "fault": np.bool_,
+    }
     assert {name: getattr(step, name).dtype.type for name in FIELDS} == expected
     assert step.obs.shape == step.final_obs.shape == (6, 5)
     assert step.reward.shape == step.terminal.shape == step.timeout.shape == step.fault.shape == (6,)
@@ -314,6 +323,14 @@ def test_it_works_without_a_display(tmp_path):
     child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, env=environment)
     assert child.returncode == 0, child.stderr
     assert child.stdout.strip() == "(1, 5)"
+
+
+def test_a_task_that_starts_from_nowhere_is_refused():
+    task = make_task("cartpole-swingup")
+    task.initialize = lambda ids, random: task._qpos.__setitem__(ids[1:], np.nan)
+    env = sim.make(task, 3)
+    with pytest.raises(ModelError, match=r"cartpole-swingup: initialize wrote qpos that are not finite in environments \[1 2\]"):
+        env.reset()
 
 
 def test_stepping_before_a_start_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""History stacking: the layout of a policy's own history, episode by episode, and enough to tell the future of a delayed world."""
+"""History stacking: the layout of a policy's own history, episode by episode, and enough to foresee a delayed world."""
 
 import numpy as np
 import pytest

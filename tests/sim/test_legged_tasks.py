@@ -14,6 +14,7 @@ from sim.physics import Physics
 from sim.randomization import Randomization
 from sim.tasks import cheetah, hopper, humanoid, quadruped, walker
 from sim.tasks.initial_states import NoFreeStateError
+from sim.variation import Variation
 
 TASKS = (cheetah.run, hopper.hop, walker.run, quadruped.walk, humanoid.stand)
 
@@ -176,3 +177,14 @@ def test_rewards_of_a_standing_and_of_a_lying_humanoid():
     assert still[1] < 1e-3
     straining = task.reward(np.ones((2, physics.model.nu)))
     assert straining[0] == pytest.approx(0.8)  # full control costs a fifth
+
+
+def test_walkers_with_longer_legs_begin_that_much_higher():
+    heights = {}
+    for length in (0.45, 0.9):  # nominal, and 0.45 m longer
+        settings = Randomization(link_length={"*_thigh": Variation("constant", start=length)})
+        env = sim.make("walker-walk", 50, randomization=settings)
+        env.reset()
+        heights[length] = env.qpos[:, 0]
+    np.testing.assert_allclose(heights[0.45], 0.0, atol=1e-12)
+    np.testing.assert_allclose(heights[0.9], 0.45, atol=1e-9)

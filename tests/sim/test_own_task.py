@@ -11,7 +11,7 @@ import pytest
 import sim
 from dpg_robot.errors import ConfigError, DpgError, UnknownNameError
 from sim.disturbance import DISTURBANCE_PRESETS
-from sim.environment import ModelError
+from sim.mjcf import ModelError
 from sim.tasks import Task
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "two_link_arm.py"
@@ -127,10 +127,11 @@ def write_task(folder, xml, body=""):
         "import pathlib, sys\n"
         f"sys.path.insert(0, {str(EXAMPLE.parent)!r})\n"
         "import mujoco, two_link_arm\n"
+        "from sim.mjcf import load_mjcf\n"
         "sys.path.pop(0)\n"
         "class Robot(two_link_arm.TwoLinkReach):\n"
         "    def load_spec(self):\n"
-        "        return mujoco.MjSpec.from_file(str(pathlib.Path(__file__).with_suffix('.xml')))\n" + body
+        "        return load_mjcf(pathlib.Path(__file__).with_suffix('.xml'))\n" + body
     )
     return f"{folder / 'robot.py'}:Robot"
 
@@ -138,10 +139,10 @@ def write_task(folder, xml, body=""):
 @pytest.mark.parametrize(
     ("old", "new", "messages"),
     [
-        ('<joint name="elbow"', '<joint name="shoulder"', ["repeated name 'shoulder'"]),
-        ('size="0.012"', 'sizes="0.012"', ["unrecognized attribute: 'sizes'", "line 6"]),
-        ('joint="elbow" ctrlrange', 'joint="elbo" ctrlrange', ["unknown transmission target 'elbo'", "line 28"]),
-        ("</mujoco>", "", ["XML parse error"]),
+        ('<joint name="elbow"', '<joint name="shoulder"', ["robot.xml", "repeated name 'shoulder'", "line 18"]),
+        ('size="0.012"', 'sizes="0.012"', ["unrecognized attribute: 'sizes'", "robot.xml", "line 6"]),
+        ('joint="elbow" ctrlrange', 'joint="elbo" ctrlrange', ["unknown transmission target 'elbo'", "robot.xml", "line 28"]),
+        ("</mujoco>", "", ["robot.xml", "XML parse error"]),
         ('timestep="0.005"', 'timestep="0.007"', ["control_timestep_s 0.02 must be a whole multiple", "0.007"]),
     ],
     ids=["name twice", "unknown attribute", "unknown joint", "cut off", "odd timestep"],

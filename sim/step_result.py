@@ -1,0 +1,49 @@
+"""What goes into a step of many environments, and what comes out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step gave, one row per environment.
+
+    Attributes:
+        obs: (N, obs_dim) float32; where an episode ended, the first observation of the next one.
+        reward: (N,) float32, summed over the action repeats.
+        terminal: (N,) bool, the episode ended in a state without a future.
+        timeout: (N,) bool, the episode was cut by its time limit.
+        final_obs: (N, obs_dim) float32, the observation that the action led to, also where an episode ended.
+        fault: (N,) bool, the physics diverged. The episode ends as terminal, with no reward for this step and the observation
+            before it as ``final_obs``.
+    """
+
+    obs: NDArray[np.float32]
+    reward: NDArray[np.float32]
+    terminal: NDArray[np.bool_]
+    timeout: NDArray[np.bool_]
+    final_obs: NDArray[np.float32]
+    fault: NDArray[np.bool_]
+
+
+def check_actions(actions: NDArray[Any], num_envs: int, act_dim: int) -> NDArray[np.float64]:
+    """Return actions (num_envs, act_dim) clipped to [-1, 1], a new array.
+
+    Raises:
+        ValueError: wrong shape or type, or actions that are not finite (names the environments).
+    """
+    actions = np.asarray(actions)
+    if actions.shape != (num_envs, act_dim):
+        raise ValueError(f"actions must have shape ({num_envs}, {act_dim}), got {actions.shape}")
+    if actions.dtype.kind not in "fiu":
+        raise ValueError(f"actions must be numbers, got an array of {actions.dtype}")
+    if not np.isfinite(actions).all():
+        broken = np.flatnonzero(~np.isfinite(actions).all(axis=1))
+        raise ValueError(f"actions must be finite; those of environment(s) {broken[:10].tolist()} are not")
+    clipped: NDArray[np.float64] = np.clip(actions, -1.0, 1.0, dtype=np.float64)
+    return clipped
