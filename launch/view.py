@@ -12,7 +12,7 @@ import sys
 import webbrowser
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,11 @@ from tqdm import tqdm
 
 from dpg_robot.contract import Contract
 from dpg_robot.deploy.policy_session import PolicySession
-from dpg_robot.errors import ContractError, DpgError
+from dpg_robot.errors import ConfigError, ContractError, DpgError
 from dpg_robot.policy_file import read_policy_file
+
+if TYPE_CHECKING:
+    from sim.rollout import Rollout
 
 DEFAULT_TASK = "cartpole-swingup"
 
@@ -148,21 +151,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _make_rollout(args: argparse.Namespace) -> Any:
+def _make_rollout(args: argparse.Namespace) -> Rollout:
     os.environ.setdefault("MUJOCO_GL", "disable")  # or dm_control looks for a display
     import sim
     from sim.rollout import Rollout
 
     actor = PolicyActor(args.policy, args.environments) if args.policy else None
     contract = actor.contract if actor else None
+    task = args.task or (contract.task if contract else DEFAULT_TASK)
     environment = sim.make(
-        args.task or (contract.task if contract else DEFAULT_TASK),
+        task,
         num_envs=args.environments,
         seed=args.seed,
         action_repeat=args.action_repeat or (contract.action_repeat if contract else 1),
         randomization=args.randomization,
         disturbance=args.disturbance,
     )
+    if not isinstance(environment, sim.BatchEnvironment):
+        environment.close()
+        raise ConfigError(
+            f"task {task} runs dm_control's own code in other processes and cannot be shown; docs/tasks.md names those that can"
+        )
     if actor and contract:
         expected = dataclasses.replace(environment.contract(contract.history), latency_budget_s=contract.latency_budget_s)
         expected.require_equal(contract, ours=f"task {environment.task.name}", theirs=str(args.policy))
@@ -211,7 +220,9 @@ def _record(args: argparse.Namespace) -> int:
     return 0
 
 
-def _draw(rollout: Any, size: tuple[int, int], camera: str | None, count: int, time_step_s: float) -> Iterator[NDArray[np.uint8]]:
+def _draw(
+    rollout: Rollout, size: tuple[int, int], camera: str | None, count: int, time_step_s: float
+) -> Iterator[NDArray[np.uint8]]:
     """Yield ``count`` pictures of all environments, one per ``time_step_s`` of simulated time."""
     from sim.render import FrameRenderer
     from sim.video import lay_out

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from dpg_robot.config import setting
 from dpg_robot.errors import DpgError, unknown_name
-from sim.environment import BatchEnvironment, make
+from sim.environment import BatchEnvironment, make_native
 from sim.tasks import TASKS
 
 _WARM_UP_S = 1.5  # simulated time, after which most bodies have met the ground
@@ -273,12 +273,11 @@ def load_dm_control(task: str, seed: int) -> Any:
 
 def moving_environment(task: str, settings: BenchmarkSettings, preset: str) -> BatchEnvironment:
     """Return environments in the midst of their episodes, at ages that are spread evenly, under random actions."""
-    environment = make(
+    environment = make_native(
         task, settings.environments, seed=0, num_threads=settings.threads, randomization=preset, disturbance=preset
     )
     environment.reset()
-    steps = environment._steps_per_episode * np.arange(settings.environments) // settings.environments
-    environment._steps[:] = steps  # the batch counts the steps of its episodes by itself
+    environment.spread_ages()
     actions = draw_actions(settings.environments, environment.act_dim)
     for index in range(round(_WARM_UP_S / environment.control_timestep)):
         environment.step(actions[index % _ACTION_SETS])
@@ -314,7 +313,7 @@ def memory_per_environment(task: str, environments: int, threads: int) -> float:
 
 def _grow(task: str, environments: int, threads: int) -> float:
     def make_and_step(count: int) -> BatchEnvironment:
-        environment = make(task, count, 0, threads, randomization="medium", disturbance="medium")
+        environment = make_native(task, count, 0, threads, randomization="medium", disturbance="medium")
         environment.reset()
         for actions in draw_actions(count, environment.act_dim)[:4]:
             environment.step(actions)

@@ -15,6 +15,7 @@ def main():  # type: ignore[no-untyped-def] # EnvPool may not be there to take t
     task, environments, threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     try:
         import envpool  # type: ignore[import-not-found,unused-ignore]
+        import numpy as np
     except ImportError:
         print("not installed", flush=True)
         return

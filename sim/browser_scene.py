@@ -70,7 +70,7 @@ class BrowserScene:
         self._labels = [
             server.scene.add_label(f"/labels/{index}", str(index)) for index in range(environment.num_envs) if several
         ]
-        self._label_place = np.array([low[0], low[1], low[2]])
+        self._label_place = low
         self._place_camera(low, high)
         self.update()
 
@@ -108,11 +108,8 @@ class BrowserScene:
         mujoco.mjv_updateScene(self._model, self._data, self._options, None, mujoco.MjvCamera(), everything, self._visual)
         for index in range(self._visual.ngeom):
             geom = self._visual.geoms[index]
-            rgba, size, rotation = (
-                geom.rgba.copy(),
-                geom.size.copy(),
-                geom.mat.copy(),
-            )  # the next environment goes to the same place
+            # copies, because the next environment is written to the same place
+            rgba, size, rotation = geom.rgba.copy(), geom.size.copy(), geom.mat.copy()
             position = geom.pos + cell
             if geom.type in _SPHERES:
                 pieces[_BALL].append(_Instance(position, rotation, size, rgba))
@@ -215,9 +212,9 @@ class BrowserScene:
         if self.travels:
             corners[:, :2] -= (low[:2] + high[:2]) / 2
         middle, size = corners.mean(axis=0), high - low
-        flat = size[2] < 0.3 * max(size[:2])
-        direction = np.array([0.0, -0.35, 0.94]) if flat else np.array([0.3, -0.85, 0.42])
-        distance = 0.65 * float(np.linalg.norm(corners[1] - corners[0])) / math.tan(_FIELD_OF_VIEW / 2)
+        flat = size[2] < 0.15 * max(size[:2])
+        direction = np.array([0.0, -0.35, 0.94]) if flat else np.array([0.2, -0.9, 0.4])
+        distance = 0.58 * float(np.linalg.norm(corners[1] - corners[0])) / math.tan(_FIELD_OF_VIEW / 2)
         camera = self._server.initial_camera
         camera.fov = _FIELD_OF_VIEW
         camera.look_at = middle
@@ -226,13 +223,13 @@ class BrowserScene:
 
 def _tracked_body(model: mujoco.MjModel) -> int | None:
     """Return the body that a camera of the model tracks, if the robot can travel: its root slides or is free."""
-    for camera in range(model.ncam):
-        if model.cam_mode[camera] in (mujoco.mjtCamLight.mjCAMLIGHT_TRACK, mujoco.mjtCamLight.mjCAMLIGHT_TRACKCOM):
-            body = int(model.cam_bodyid[camera])
-            root = model.body_rootid[body]
-            joints = model.jnt_type[model.jnt_bodyid == root]
-            if np.isin(joints, (mujoco.mjtJoint.mjJNT_FREE, mujoco.mjtJoint.mjJNT_SLIDE)).any():
-                return body
+    tracking = {int(mujoco.mjtCamLight.mjCAMLIGHT_TRACK), int(mujoco.mjtCamLight.mjCAMLIGHT_TRACKCOM)}
+    travelling = {int(mujoco.mjtJoint.mjJNT_FREE), int(mujoco.mjtJoint.mjJNT_SLIDE)}
+    for mode, place in zip(model.cam_mode.tolist(), model.cam_bodyid.tolist(), strict=True):
+        body = max(int(place), 1)  # a camera of the world tracks everything, so the robot
+        joints = model.jnt_type[model.jnt_bodyid == model.body_rootid[body]]
+        if mode in tracking and travelling.intersection(joints.tolist()):
+            return body
     return None
 
 
@@ -242,7 +239,7 @@ def _is_level(rotation: NDArray[np.float64]) -> bool:
 
 def _cells(count: int, size: NDArray[np.float64], in_lanes: bool) -> NDArray[np.float64]:
     """Return the places (count, 3) of environments of a ``size`` (3,): one lane each, or a nearly square grid."""
-    spacing = np.maximum(1.25 * size[:2], 0.45 * size.max())
+    spacing = np.maximum(1.25 * size[:2], 0.6 * size.max())
     columns = 1 if in_lanes else math.ceil(math.sqrt(count))
     row, column = np.divmod(np.arange(count), columns)
     places = np.zeros((count, 3))

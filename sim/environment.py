@@ -134,6 +134,10 @@ class BatchEnvironment:
         self._started = True
         return self._last_obs.copy()
 
+    def spread_ages(self) -> None:
+        """Let the present episodes end at evenly spread times instead of all at once; each keeps its place from then on."""
+        self._steps[:] = self._steps_per_episode * np.arange(self.num_envs) // self.num_envs
+
     def set_state(self, qpos: NDArray[Any], qvel: NDArray[Any]) -> NDArray[np.float32]:
         """Continue from positions (N, nq) and velocities (N, nv), with all else at rest and nothing delayed under way.
 
@@ -316,7 +320,7 @@ def _count_substeps(task: Task, model: mujoco.MjModel) -> int:
     return round(exact)
 
 
-def make(
+def make_native(
     task: str | Task,
     num_envs: int = 1,
     seed: int = 0,
@@ -325,7 +329,7 @@ def make(
     randomization: str | Path | Randomization = "none",
     disturbance: str | Path | Disturbance = "none",
 ) -> BatchEnvironment:
-    """Make ``num_envs`` environments of a task.
+    """Make ``num_envs`` environments of a task that steps natively; see :func:`sim.make`, which takes other tasks too.
 
     Args:
         task: name such as ``cartpole-swingup``, a reference such as ``my_robot.py:Reach``, or a task itself.

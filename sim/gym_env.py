@@ -18,7 +18,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from sim.disturbance import Disturbance
-from sim.environment import BatchEnvironment, make
+from sim.environment import BatchEnvironment, make_native
 from sim.randomization import Randomization
 from sim.render import FrameRenderer
 from sim.tasks import TASKS
@@ -96,7 +96,7 @@ class GymEnvironment(gymnasium.Env[FloatArray, FloatArray]):
         num_threads: int = 1,
         render_mode: str | None = None,
     ) -> None:
-        self.environment = make(task, 1, 0, num_threads, action_repeat, randomization, disturbance)
+        self.environment = make_native(task, 1, 0, num_threads, action_repeat, randomization, disturbance)
         self.environment.reseed(None)
         self.observation_space, self.action_space = environment_spaces(self.environment)
         self.metadata = self.metadata | {"render_fps": round(1 / self.environment.control_timestep)}
@@ -172,7 +172,7 @@ class GymVectorEnvironment(VectorEnv[FloatArray, FloatArray, NDArray[Any]]):
         num_threads: int = 0,
         render_mode: str | None = None,
     ) -> None:
-        self.environment = make(task, num_envs, 0, num_threads, action_repeat, randomization, disturbance)
+        self.environment = make_native(task, num_envs, 0, num_threads, action_repeat, randomization, disturbance)
         self.environment.reseed(None)
         self.num_envs = num_envs
         self.metadata = self.metadata | {"render_fps": round(1 / self.environment.control_timestep)}

@@ -20,8 +20,8 @@ class HistoryEnvironment:
     """A batch of environments whose observations hold the last ``frames`` pairs of observation and action, newest first.
 
     The layout is that of a policy's own history (:class:`dpg_robot.observation.HistoryStack`): the present observation, then for
-    each frame the observation and the action that was taken on it; zeros before an episode's first step. In a world with delays of
-    up to d control steps, d frames make the observations Markovian again.
+    each frame the observation and the action that was taken on it; zeros before an episode's first step. In a world with delays
+    of up to d control steps, d frames make the observations Markovian again.
 
     All other attributes are those of the environment inside.
 

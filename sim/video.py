@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from dpg_robot.files import write_atomically
 from sim.render import RenderError
 
-# one palette for the whole video, and a dither that keeps still what stands still, so that only changes are stored
-_GIF_FILTER = "split[a][b];[a]palettegen[p];[b][p]paletteuse=dither=bayer:bayer_scale=5:diff_mode=rectangle"
+_GIF_FILTER = "split[a][b];[a]palettegen[p];[b][p]paletteuse=dither=none:diff_mode=rectangle"  # one palette for the whole video
 _ENCODERS: dict[str, dict[str, Any]] = {
     ".mp4": {"codec": "libx264", "pix_fmt_out": "yuv420p", "quality": 8},
     ".gif": {"codec": "gif", "pix_fmt_out": "pal8", "quality": None, "output_params": ["-vf", _GIF_FILTER]},
@@ -77,7 +76,9 @@ def _encode(path: Path, frames: Iterable[NDArray[np.uint8]], fps: float) -> int:
             if path.suffix == ".mp4" and (width % 2 or height % 2):
                 raise RenderError(f"an mp4 video needs an even width and height, got {width} x {height}")
             if writer is None:
-                writer = ffmpeg.write_frames(str(path), (width, height), fps=fps, macro_block_size=1, **settings)
+                writer = ffmpeg.write_frames(
+                    str(path), (width, height), fps=fps, macro_block_size=1, ffmpeg_log_level="error", **settings
+                )
                 writer.send(None)
             writer.send(np.ascontiguousarray(frame))
             count += 1

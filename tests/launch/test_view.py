@@ -171,10 +171,15 @@ def test_a_busy_port_is_an_error_that_names_it():
     assert "Traceback" not in result.stderr
 
 
-def test_an_unknown_task_gets_a_suggestion():
-    result = run_view("--task", "cartpole-swingupp", "--no-browser")
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [("cartpole-swingupp", "Did you mean 'cartpole-swingup'?"), ("fish-swim", "fish-swim runs dm_control's own")],
+)
+def test_a_task_that_cannot_be_shown_is_refused(task, message):
+    result = run_view("--task", task, "--no-browser")
     assert result.returncode == 1
-    assert "Did you mean 'cartpole-swingup'?" in result.stderr
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize(("module", "arguments"), [("viser", ()), ("imageio_ffmpeg", ("--record", "a.mp4"))])

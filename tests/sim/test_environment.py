@@ -325,6 +325,15 @@ def test_it_works_without_a_display(tmp_path):
     assert child.stdout.strip() == "(1, 5)"
 
 
+def test_spread_ages_let_episodes_end_one_after_the_other():
+    env = make(num_envs=5, episode_steps=10)
+    env.reset()
+    env.spread_ages()
+    ends = np.stack([env.step(np.zeros((5, 1))).timeout for _ in range(20)])
+    np.testing.assert_array_equal(np.flatnonzero(ends.any(axis=1)), [1, 3, 5, 7, 9, 11, 13, 15, 17, 19])
+    np.testing.assert_array_equal(ends.sum(axis=0), 2)
+
+
 def test_a_task_that_starts_from_nowhere_is_refused():
     task = make_task("cartpole-swingup")
     task.initialize = lambda ids, random: task._qpos.__setitem__(ids[1:], np.nan)

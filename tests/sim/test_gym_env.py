@@ -100,9 +100,10 @@ def test_infos_are_laid_out_as_gymnasium_lays_them_out():
     assert layout(loop.reset(seed=0)) == layout(native.reset(seed=0))
     actions = np.zeros((3, 1), dtype=np.float32)
     for step in range(6):
-        if step == 2:  # one environment diverges
-            loop.envs[1].unwrapped.environment.physics.qvel[:] = 1e20
-            native.environment.physics.qvel[1] = 1e20
+        broken = {2: 1, 4: 0}.get(step)  # diverges: at first alone, then in the step that is the last of another one
+        if broken is not None:
+            loop.envs[broken].unwrapped.environment.physics.qvel[:] = 1e20
+            native.environment.physics.qvel[broken] = 1e20
         one, other = loop.step(actions), native.step(actions)
         assert layout(one[:1] + one[2:]) == layout(other[:1] + other[2:]), step  # rewards are float64 there
         if step in (2, 4):
