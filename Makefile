@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 export MUJOCO_GL ?= disable
 
-.PHONY: help demo test lint format wheel clean
+.PHONY: help demo view test lint format wheel clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -21,7 +21,11 @@ demo: $(STAMP) ## pretrain, export, run on a virtual robot, fine-tune, run again
 	$(BIN)/python launch/demo.py
 
 test: $(STAMP) ## run all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=auto tests/sim tests/learning
+	$(BIN)/python -m pytest --ignore=tests/sim --ignore=tests/learning # one by one: they run in real time
+
+view: $(STAMP) ## watch simulated environments in the browser (options: launch/view.py --help)
+	$(BIN)/python launch/view.py
 
 lint: $(STAMP) ## style, types and import rules
 	$(BIN)/ruff check .

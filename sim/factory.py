@@ -26,9 +26,9 @@ def make(
 
     Args:
         task: a native task's name such as ``cartpole-swingup``; any other task of dm_control's suite, such as ``fish-swim``; a
-            reference ``package.module:name`` or ``path/to/file.py:name`` of a :class:`sim.tasks.Task`, or of a function that takes
-            a seed and returns a ``dm_env.Environment``; or a task itself. What is not native steps in worker processes, slower and
-            without randomized dynamics and pushes.
+            reference ``package.module:name`` or ``path/to/file.py:name`` of a :class:`sim.tasks.Task`, or of a function that
+            takes a seed and returns a ``dm_env.Environment``; or a task itself. What is not native steps in worker processes,
+            slower and without randomized dynamics and pushes.
         num_envs: number of environments N.
         seed: seed of everything random.
         num_threads: native threads (or worker processes) that step the simulations; 0 for all processors.
@@ -60,6 +60,10 @@ def _is_native(task: str) -> bool:
         if task not in names:
             raise unknown_name("task", task, {*TASKS, *names})
         return False
-    parameters = inspect.signature(find_attribute(place, attribute, task)).parameters.values()
-    needed = [each for each in parameters if each.default is each.empty and each.kind is not each.VAR_KEYWORD]
+    try:
+        parameters = inspect.signature(find_attribute(place, attribute, task)).parameters.values()
+    except ValueError:  # something built in, which is neither; the attempt to make a task of it says so
+        return True
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [each for each in parameters if each.default is each.empty and each.kind not in variable]
     return not needed  # a task is made of nothing, an environment of a seed
