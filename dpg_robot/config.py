@@ -280,14 +280,27 @@ def _build_optional(arguments: tuple[Any, ...], node: yaml.Node, key: str) -> An
             return _build(choice, node, key)
         except ConfigError as error:
             failure = failure or error
+    if not any(_looks_like(choice, node) for choice in choices):
+        raise _refuse(node, key, " or ".join(dict.fromkeys(_form(choice) for choice in choices)))
     assert failure is not None, "a union has at least one member that is not None"
     raise failure
+
+
+def _form(annotation: Any) -> str:
+    """Return what a value of a type looks like in YAML."""
+    if dataclasses.is_dataclass(annotation) or typing.get_origin(annotation) is dict:
+        return "a mapping of settings"
+    if typing.get_origin(annotation) is tuple:
+        return f"a list of {len(typing.get_args(annotation))} values"
+    return _EXPECTED.get(annotation, str(annotation))
 
 
 def _looks_like(annotation: Any, node: yaml.Node) -> bool:
     if isinstance(node, yaml.MappingNode):
         return dataclasses.is_dataclass(annotation) or typing.get_origin(annotation) is dict
-    return (typing.get_origin(annotation) is tuple) == isinstance(node, yaml.SequenceNode)
+    if isinstance(node, yaml.SequenceNode):
+        return typing.get_origin(annotation) is tuple
+    return not dataclasses.is_dataclass(annotation) and typing.get_origin(annotation) not in (tuple, dict)
 
 
 def _build_tuple(arguments: tuple[Any, ...], node: yaml.Node, key: str) -> tuple[Any, ...]:

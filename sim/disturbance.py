@@ -82,6 +82,14 @@ class Disturbance:
         for name in ("observation_quantization", "push_rate_hz"):
             _check(name, getattr(self, name), "finite and not negative", Real, 0)
         _check("action_quantization", self.action_quantization, "from 0 to 1, which is the largest action", Real, 0, 1)
+        for name, needed in (
+            ("push_force", "push_rate_hz"),
+            ("push_rate_hz", "push_force"),
+            ("action_noise_time_s", "action_noise"),
+            ("observation_noise_time_s", "observation_noise"),
+        ):
+            if np.max(getattr(self, name)) > 0 and np.max(getattr(self, needed)) == 0:
+                raise ValueError(f"{name} does nothing while {needed} is 0; set both, or none")
         for name, least in (("action_repetition", 0), ("dummy_observations", 0), ("stuck_steps", 1), ("dropped_steps", 1)):
             _check(name, getattr(self, name), f"a whole number of {least} or more", Integral, least)
 

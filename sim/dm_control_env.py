@@ -16,11 +16,13 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from dpg_robot.config import config_to_dict
 from dpg_robot.contract import CommandChannel, Contract, Feature, MeasurementChannel
 from dpg_robot.errors import ConfigError, DpgError, unknown_name
 from sim.disturbance import DISTURBANCE_PRESETS, Disturbance, Disturbances
 from sim.presets import resolve_preset
 from sim.random_state import random_state, set_random_state
+from sim.saved_state import header, require_fitting
 from sim.single_environment import Factory
 from sim.step_result import StepResult, check_actions
 from sim.tasks import find_attribute
@@ -145,6 +147,12 @@ class DmControlEnvironment:
         self._last_obs = np.zeros((num_envs, self.obs_dim), dtype=np.float32)
         self._num_steps = 0
         self._started = False
+        self._made_of = {
+            "task": self.name,
+            "num_envs": num_envs,
+            "action_repeat": action_repeat,
+            "disturbance": config_to_dict(disturbance),
+        }
 
     def __enter__(self) -> DmControlEnvironment:
         return self
@@ -180,6 +188,11 @@ class DmControlEnvironment:
     def dynamics_names(self) -> tuple[str, ...]:
         """No names, as in :attr:`dynamics`."""
         return ()
+
+    @property
+    def obs(self) -> NDArray[np.float32]:
+        """(N, obs_dim) float32, a copy of what the agent sees now, which the last step or reset returned."""
+        return self._last_obs.copy()
 
     @property
     def true_obs(self) -> NDArray[np.float32]:
@@ -264,7 +277,8 @@ class DmControlEnvironment:
         """
         states = self._pool.call_each("state", [None] * self.num_envs)
         return (
-            {f"{_STATE}{index}.{name}": value for index, state in enumerate(states) for name, value in state.items()}
+            header(self._made_of)
+            | {f"{_STATE}{index}.{name}": value for index, state in enumerate(states) for name, value in state.items()}
             | {f"{_DISTURBANCES}{name}": value for name, value in self._disturbances.state_dict().items()}
             | {
                 "seed": np.frombuffer(str(self._seed).encode(), dtype=np.uint8).copy(),
@@ -282,7 +296,11 @@ class DmControlEnvironment:
 
         Where ``restores_episodes`` is false, the environments are made anew and begin new episodes. A state from before the first
         step then gives the same episodes each time; a later one gives episodes that did not occur before.
+
+        Raises:
+            CheckpointError: a state from environments of another kind; nothing was changed then.
         """
+        require_fitting(state, header(self._made_of))
         seed = int(bytes(state["seed"]))
         if seed != self._seed or not self.restores_episodes:
             number = 0 if self.restores_episodes else int(state["num_steps"][0])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
+from dpg_robot.config import config_to_dict
 from dpg_robot.contract import Contract, Feature, MeasurementChannel
 from dpg_robot.errors import ContractError, DpgError
 from sim.disturbance import DISTURBANCE_PRESETS, Disturbance, Disturbances
@@ -18,10 +20,12 @@ from sim.physics import Physics
 from sim.presets import resolve_preset
 from sim.random_state import random_state, set_random_state
 from sim.randomization import DynamicsRandomizer, Randomization, prepare_spec, resolve_randomization
+from sim.saved_state import header, require_fitting, require_same_shapes
 from sim.step_result import StepResult, check_actions
 from sim.tasks import Task, make_task
 
 _START_ATTEMPTS = 10
+_LARGEST_STATE = float(mujoco.mjMAXVAL)
 
 
 class BatchEnvironment:
@@ -60,9 +64,12 @@ class BatchEnvironment:
         randomization: Randomization,
         disturbance: Disturbance,
     ) -> None:
-        for name, value in (("num_envs", num_envs), ("action_repeat", action_repeat)):
-            if value < 1:
-                raise ValueError(f"{name} must be 1 or more, got {value}")
+        numbers = {"num_envs": (num_envs, 1), "action_repeat": (action_repeat, 1), "num_threads": (num_threads, 0)}
+        for name, (value, least) in numbers.items():
+            if not isinstance(value, (int, np.integer)) or value < least:
+                raise ValueError(f"{name} must be a whole number, {least} or more, got {value!r}")
+        if getattr(task, "_physics_of_its_own", False):
+            raise ValueError(f"task {task.name} is in use by another environment; make a task of its own for each")
         model = _compile(task, randomization)
         self.task = task
         self.num_envs = num_envs
@@ -70,6 +77,7 @@ class BatchEnvironment:
         self.control_timestep = task.control_timestep_s * action_repeat
         self.physics = Physics(model, num_envs, num_threads, task.stage)
         task.bind(self.physics)
+        task._physics_of_its_own = True
         self._substeps = _count_substeps(task, model)
         self._steps_per_episode = max(1, round(task.time_limit_s / self.control_timestep))
         self._control_low, self._control_high = model.actuator_ctrlrange.T.copy()
@@ -85,6 +93,17 @@ class BatchEnvironment:
         self._last_obs = np.zeros((num_envs, self.obs_dim), dtype=np.float32)
         self._steps = np.zeros(num_envs, dtype=np.int64)
         self._started = False
+        settings = {"randomization": config_to_dict(randomization), "disturbance": config_to_dict(disturbance)}
+        self._made_of = {"task": task.name, "num_envs": num_envs, "action_repeat": action_repeat} | settings
+
+    def __enter__(self) -> BatchEnvironment:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Do nothing; there for environments in worker processes, which have something to close."""
 
     @property
     def qpos(self) -> NDArray[np.float64]:
@@ -107,6 +126,11 @@ class BatchEnvironment:
         return self._randomizer.names
 
     @property
+    def obs(self) -> NDArray[np.float32]:
+        """(N, obs_dim) float32, a copy of what the agent sees now, which the last step or reset returned."""
+        return self._last_obs.copy()
+
+    @property
     def true_obs(self) -> NDArray[np.float32]:
         """(N, task's numbers) float32, a copy of the undisturbed observations of the present states."""
         self.task.observe(self._true_obs)
@@ -125,8 +149,12 @@ class BatchEnvironment:
         )
 
     def reseed(self, seed: int | None) -> None:
-        """Seed everything random anew, from the system's entropy if None; episodes under way go on."""
+        """Seed everything random anew, from the system's entropy if None.
+
+        Episodes under way go on; dynamics that evolve from episode to episode begin anew with the next one.
+        """
         self._random = np.random.Generator(np.random.SFC64(seed))
+        self._randomizer.restart()
 
     def reset(self) -> NDArray[np.float32]:
         """Start a new episode in every environment and return the observations (N, obs_dim)."""
@@ -141,20 +169,21 @@ class BatchEnvironment:
     def set_state(self, qpos: NDArray[Any], qvel: NDArray[Any]) -> NDArray[np.float32]:
         """Continue from positions (N, nq) and velocities (N, nv), with all else at rest and nothing delayed under way.
 
-        Dynamics and targets of the episode stay; the first call without a :meth:`reset` before draws them.
+        Dynamics, targets and time limit of the episode stay; the first call without a :meth:`reset` before draws them.
 
         Returns:
-            The undisturbed observations (N, task's numbers), laid out as dm_control flattens its own.
+            The undisturbed observations (N, task's numbers), laid out as dm_control flattens its own; what the agent sees is in
+            :attr:`obs`.
 
         Raises:
-            ValueError: wrong shape, or values that are not finite.
+            ValueError: wrong shape, or values that are not finite or beyond what MuJoCo simulates.
         """
         physics = self.physics
         for name, value, own in (("qpos", qpos, physics.qpos), ("qvel", qvel, physics.qvel)):
             if np.shape(value) != own.shape:
                 raise ValueError(f"{name} must have shape {own.shape} (environments, MuJoCo's order), got {np.shape(value)}")
-            if not np.isfinite(value).all():  # MuJoCo would silently start from its own default state instead
-                raise ValueError(f"{name} must be finite")
+            if not (np.abs(value) < _LARGEST_STATE).all():  # MuJoCo would silently start from its own default state instead
+                raise ValueError(f"{name} must be finite and below {_LARGEST_STATE:g}")
         if not self._started:
             self.reset()
         everyone = np.arange(self.num_envs)
@@ -193,7 +222,9 @@ class BatchEnvironment:
         return (
             self.physics.state_dict()
             | state
+            | header(self._made_of)
             | {
+                "started": np.array([self._started]),
                 "steps": self._steps.copy(),
                 "last_obs": self._last_obs.copy(),
                 "fault_count": np.array([self.fault_count]),
@@ -202,7 +233,14 @@ class BatchEnvironment:
         )
 
     def load_state_dict(self, state: dict[str, NDArray[Any]]) -> None:
-        """Put back what :meth:`state_dict` returned; further steps are then the same, bit for bit."""
+        """Put back what :meth:`state_dict` returned; further steps are then the same, bit for bit.
+
+        Raises:
+            CheckpointError: a state from an environment of another kind; nothing was changed then.
+        """
+        own = self.state_dict()
+        require_fitting(state, own)
+        require_same_shapes(state, own)
         self.physics.load_state_dict(state)
         self.task.model_changed(np.arange(self.num_envs))
         for prefix, part in (("randomizer.", self._randomizer), ("disturbances.", self._disturbances)):
@@ -211,7 +249,7 @@ class BatchEnvironment:
         self._last_obs[:] = state["last_obs"]
         self.fault_count = int(state["fault_count"][0])
         set_random_state(self._random, state["random"])
-        self._started = True
+        self._started = bool(state["started"][0])
 
     def _repeat(
         self, actions: NDArray[np.float64]
@@ -228,12 +266,17 @@ class BatchEnvironment:
         for index in range(self.action_repeat):
             over = terminal.copy() if terminal.any() else None
             control = self._advance(actions, over)
-            diverged = self.physics.faults()
+            earned, diverged = self.task.reward(control), self.physics.faults()
+            observed = remembers or index == self.action_repeat - 1
+            if observed:
+                self.task.observe(self._true_obs)
+            broken = self._find_broken(earned, observed)
+            if broken is not None:
+                diverged = diverged | broken if over is None else diverged | (broken & ~over)
             fault |= diverged
             self.fault_count += int(diverged.sum())
-            reward += self._disturbances.deliver(_zero_where(over, diverged, self.task.reward(control)))
-            if remembers or index == self.action_repeat - 1:
-                self.task.observe(self._true_obs)
+            reward += self._disturbances.deliver(_zero_where(over, diverged, earned))
+            if observed:
                 sensed = self._disturbances.sense(self._true_obs, self._random)
                 keep = fault | over if remembers and over is not None else fault
                 if keep.any():
@@ -242,6 +285,17 @@ class BatchEnvironment:
             ended = self.task.terminal()
             terminal |= fault if ended is None else fault | ended
         return reward, terminal, fault, obs
+
+    def _find_broken(self, earned: NDArray[np.float64], observed: bool) -> NDArray[np.bool_] | None:
+        """Return (N,), where a reward or an observation is not finite, or None where all are."""
+        # sums first: a number that is not finite makes its sum so, and finding which one is much slower
+        if np.isfinite(earned.sum()) and not (observed and not np.isfinite(self._true_obs.sum(dtype=np.float64))):
+            return None
+        broken = ~np.isfinite(earned)
+        if observed:
+            broken |= ~np.isfinite(self._true_obs).all(axis=1)
+            self._true_obs[broken] = 0.0
+        return broken
 
     def _advance(self, actions: NDArray[np.float64], over: NDArray[np.bool_] | None) -> NDArray[np.float64]:
         """Run the physics of one control step where it is not ``over``; returns the controls (N, nu) that took effect."""
@@ -276,7 +330,11 @@ class BatchEnvironment:
             )
         self._steps[ids] = 0
         self.task.observe(self._true_obs)
-        obs[ids] = self._disturbances.restart(ids, self._true_obs[ids], self._random)
+        first = self._true_obs[ids]
+        if not np.isfinite(first).all():
+            broken = ids[~np.isfinite(first).all(axis=1)]
+            raise ModelError(f"task {self.task.name}: the first observations of environments {broken[:10]} are not finite")
+        obs[ids] = self._disturbances.restart(ids, first, self._random)
 
     def _require_finite_start(self, ids: NDArray[np.int64]) -> None:
         """Refuse a state that MuJoCo would silently replace by the model's default."""

@@ -60,10 +60,13 @@ def _is_native(task: str) -> bool:
         if task not in names:
             raise unknown_name("task", task, {*TASKS, *names})
         return False
+    factory = find_attribute(place, attribute, task)
+    if isinstance(factory, type) and issubclass(factory, Task):
+        return True
     try:
-        parameters = inspect.signature(find_attribute(place, attribute, task)).parameters.values()
+        parameters = inspect.signature(factory).parameters
     except ValueError:  # something built in, which is neither; the attempt to make a task of it says so
         return True
     variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    needed = [each for each in parameters if each.default is each.empty and each.kind not in variable]
-    return not needed  # a task is made of nothing, an environment of a seed
+    needed = [each for each in parameters.values() if each.default is each.empty and each.kind not in variable]
+    return not needed and "seed" not in parameters  # a task is made of nothing, an environment of a seed

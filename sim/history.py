@@ -44,6 +44,8 @@ class HistoryEnvironment:
         self._features = np.zeros((environment.num_envs, len(names)), dtype=np.float32)
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name == "environment":  # as when it is copied, before it has one
+            raise AttributeError(name)
         return getattr(self.environment, name)
 
     def contract(self, history: int | None = None) -> Contract:
@@ -63,8 +65,13 @@ class HistoryEnvironment:
         return self._stack.observe(self._features)
 
     def set_state(self, qpos: NDArray[Any], qvel: NDArray[Any]) -> NDArray[np.float32]:
-        """Continue from positions (N, nq) and velocities (N, nv), with an empty history; see ``BatchEnvironment.set_state``."""
-        self._features = self.environment.set_state(qpos, qvel)
+        """Continue from positions (N, nq) and velocities (N, nv), with an empty history; see ``BatchEnvironment.set_state``.
+
+        Returns:
+            What the agent sees (N, obs_dim), which is disturbed.
+        """
+        self.environment.set_state(qpos, qvel)
+        self._features = self.environment.obs
         self._stack.clear(np.arange(self.environment.num_envs))
         return self._stack.observe(self._features)
 

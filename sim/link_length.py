@@ -154,9 +154,9 @@ class LinkStretcher:
         # the diagonal of R I R^T, from the geom's frame to the inertial frame
         turn = _rotation(model.body_iquat[link.body]).T @ _rotation(model.geom_quat[link.geom])
         self._turn = turn**2
-        self.elements = {field: _triples(numbers) for field, (numbers, _) in link.points.items()} | {
+        self.elements = {field: vector_elements(numbers) for field, (numbers, _) in link.points.items()} | {
             "geom_size": np.array([3 * link.geom + link.size_index]),
-            "body_inertia": _triples(np.array([link.body])),
+            "body_inertia": vector_elements(np.array([link.body])),
         }
         if self._follows_density:
             self.elements["body_mass"] = np.array([link.body])
@@ -223,6 +223,6 @@ def _rotation(quat: NDArray[np.float64]) -> NDArray[np.float64]:
     return matrix.reshape(3, 3)
 
 
-def _triples(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+def vector_elements(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the flat numbers of the three components of each vector."""
     return (3 * numbers[:, None] + np.arange(3)).ravel()

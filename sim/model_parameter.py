@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.link_length import Fields, LinkStretcher
+from sim.link_length import Fields, LinkStretcher, vector_elements
 from sim.variation import Operation, Variation
 
 
@@ -160,8 +160,3 @@ def operate(
     if operation == "add":
         return np.asarray(nominal + value)
     return np.broadcast_to(np.asarray(value, dtype=np.float64), np.broadcast_shapes(np.shape(nominal), np.shape(value)))
-
-
-def vector_elements(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the flat numbers of the three components of each vector."""
-    return (3 * numbers[:, None] + np.arange(3)).ravel()

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpg_robot.errors import ConfigError, did_you_mean
-from sim.link_length import Fields, LinkStretcher, MassRule, find_link
+from sim.link_length import Fields, LinkStretcher, MassRule, find_link, vector_elements
 from sim.model_parameter import (
     DelayParameter,
     ElementParameter,
@@ -20,7 +20,6 @@ from sim.model_parameter import (
     ModelParameter,
     Slot,
     operate,
-    vector_elements,
 )
 from sim.variation import Variation
 
@@ -54,10 +53,7 @@ def build_parameters(
         if not labels:
             continue
         nominal = {slot.field: nominal_values(model, slot.field) for slot in slots}
-        if setting == "mass":
-            nominal["body_mass"] = lightest
-        _check_values(setting, variation, labels, slots, nominal)
-        nominal = {slot.field: nominal_values(model, slot.field) for slot in slots}
+        _check_values(setting, variation, labels, slots, nominal | {"body_mass": lightest})
         if setting == "mass":
             parameters.append(MassParameter(setting, variation, labels, slots, nominal))
         elif setting == "control_delay_s":
@@ -269,7 +265,6 @@ _BUILDERS = {
     "gravity": _build_gravity,
     "control_delay_s": _build_control_delay,
 }
-_POSITIVE = ("mass", "link_length")
 _UNBOUNDED = ("center_of_mass", "actuator_gain", "actuator_bias", "gravity")
 
 
@@ -281,13 +276,13 @@ def _check_values(setting: str, variation: Variation, labels: list[str], slots: 
     for slot in slots:
         values = nominal[slot.field][slot.elements]
         lowest = np.minimum(operate(variation.operation, values, low), operate(variation.operation, values, high))
-        wrong = lowest <= 0 if setting in _POSITIVE else lowest < 0
+        wrong = lowest <= 0 if setting == "mass" else lowest < 0
         if wrong.any():
             index = int(np.argmax(wrong))
             raise ConfigError(
                 f"{setting}: operation {variation.operation!r} with values from {low:g} to {high:g} can take "
                 f"{labels[slot.columns[index]] or 'it'} from {values[index]:g} to {lowest[index]:g}, but it must "
-                f"{'stay positive' if setting in _POSITIVE else 'not become negative'}; narrow the range"
+                f"{'stay positive' if setting == 'mass' else 'not become negative'}; narrow the range"
             )
 
 

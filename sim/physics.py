@@ -11,7 +11,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 _LOG = logging.getLogger(__name__)
-_STATE_FIELDS = ("qpos", "qvel", "act", "history", "time", "ctrl", "qacc_warmstart", "qfrc_applied", "xfrc_applied")
+_STATE_FIELDS = (
+    "time",
+    "qpos",
+    "qvel",
+    "act",
+    "history",
+    "qacc_warmstart",
+    "ctrl",
+    "qfrc_applied",
+    "xfrc_applied",
+    "eq_active",
+    "mocap_pos",
+    "mocap_quat",
+    "userdata",
+    "plugin_state",
+)
 _FAULTS = (mujoco.mjtWarning.mjWARN_BADQPOS, mujoco.mjtWarning.mjWARN_BADQVEL, mujoco.mjtWarning.mjWARN_BADQACC)
 _NO_ACTUATION = int(mujoco.mjtDisableBit.mjDSBL_ACTUATION)
 
@@ -48,7 +63,9 @@ class Physics:
         # actuators that push without a control would disturb the accelerations of a first state, so dm_control switches them off
         self._pushes_at_rest = bool(model.na or np.any(model.actuator_biastype != mujoco.mjtBias.mjBIAS_NONE))
         self._flags = self.batch.expand("opt.disableflags") if self._pushes_at_rest else None
-        self._warnings = self.batch.warning[:, [int(fault) for fault in _FAULTS], 1].sum(axis=1)
+        # MuJoCo's own fields of the state, without those that this model does not have
+        self._state = {name: self.batch.bind(name) for name in _STATE_FIELDS if self.batch.bind(name).size}
+        self._faults = [int(fault) for fault in _FAULTS]
 
     def data(self, field: str) -> NDArray[Any]:
         """Return a live array (N, ...) of an MjData field such as ``xpos``; read-only unless it is part of the state."""
@@ -79,7 +96,9 @@ class Physics:
         Other than :meth:`parameter`, it does not make the field differ, which would cost time at each step.
         """
         if field in self._parameters:
-            return self._parameters[field]
+            values = self._parameters[field].view()
+            values.flags.writeable = False
+            return values
         nominal = np.asarray(getattr(self.model.opt, field[4:]) if field.startswith("opt.") else getattr(self.model, field))
         return np.broadcast_to(nominal, (self.num_envs, *nominal.shape))
 
@@ -105,14 +124,14 @@ class Physics:
 
     def faults(self) -> NDArray[np.bool_]:
         """Return (N,), where the physics diverged since the last call. MuJoCo has put those into their default states already."""
-        warnings = self.batch.warning[:, [int(fault) for fault in _FAULTS], 1].sum(axis=1)
-        faulty = warnings != self._warnings
-        self._warnings = warnings
-        return np.asarray(faulty, dtype=np.bool_)
+        faulty: NDArray[np.bool_] = self.batch.warning[:, self._faults, 1].any(axis=1)
+        if faulty.any():
+            self.batch.warning[faulty] = 0
+        return faulty
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """Return copies of the state and of all per-environment parameters."""
-        state = {f"physics.{name}": np.array(self.batch.bind(name)) for name in _STATE_FIELDS}
+        state = {f"physics.{name}": values.copy() for name, values in self._state.items()}
         return state | {f"model.{name}": values.copy() for name, values in self._parameters.items()}
 
     def load_state_dict(self, state: dict[str, NDArray[Any]]) -> None:
@@ -122,7 +141,8 @@ class Physics:
             values[:] = state[f"model.{name}"]
         if self._parameters:
             self.update_constants(everyone)
-        for name in _STATE_FIELDS:
-            self.batch.bind(name)[:] = state[f"physics.{name}"]
+        for name, live in self._state.items():
+            live[:] = state[f"physics.{name}"]
         self.forward(everyone)
+        self.batch.warning[:] = 0
         self.batch.bind("qacc_warmstart")[:] = state["physics.qacc_warmstart"]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from dpg_robot.config import load_config
-from dpg_robot.errors import unknown_name
+from dpg_robot.errors import ConfigError, unknown_name
 
 T = TypeVar("T")
 
@@ -20,6 +20,10 @@ def resolve_preset(what: str, value: str | Path | T, cls: type[T], presets: dict
     """
     if isinstance(value, cls):
         return value
+    if not isinstance(value, str | Path):
+        raise ConfigError(
+            f"{what} must be the name of a preset, the path of a YAML file, or a {cls.__name__}; got a {type(value).__name__}"
+        )
     name = str(value)
     if name in presets:
         return presets[name]

@@ -187,6 +187,11 @@ class DynamicsRandomizer:
         if self._needs_constants:
             self._physics.update_constants(ids)
 
+    def restart(self) -> None:
+        """Let what evolves from episode to episode begin anew; the present episodes keep what was drawn for them."""
+        for drawer in self._drawers:
+            drawer.restart()
+
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """Return copies of what was drawn, and of what later draws depend on; the physics saves the parameters themselves."""
         state: dict[str, NDArray[Any]] = {"values": self.values.copy()}

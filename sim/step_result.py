@@ -19,8 +19,9 @@ class StepResult:
         terminal: (N,) bool, the episode ended in a state without a future.
         timeout: (N,) bool, the episode was cut by its time limit.
         final_obs: (N, obs_dim) float32, the observation that the action led to, also where an episode ended.
-        fault: (N,) bool, the physics diverged. The episode ends as terminal, with no reward for this step and the observation
-            before it as ``final_obs``.
+        fault: (N,) bool, the physics diverged, or a reward or observation was not finite. The episode ends as terminal; the
+            control step in which it happened earns nothing, and ``final_obs`` is the observation before it. What earlier control
+            steps of this action earned, and what a reward delay still held, is paid.
     """
 
     obs: NDArray[np.float32]

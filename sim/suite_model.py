@@ -9,6 +9,13 @@ from typing import Any
 import mujoco
 
 
+def suite_module(domain: str) -> Any:
+    """Return the module of a dm_control domain such as ``cartpole``."""
+    # dm_control looks for a display when it is imported; we never render through it.
+    os.environ.setdefault("MUJOCO_GL", "disable")
+    return importlib.import_module(f"dm_control.suite.{domain}")
+
+
 def load_suite_spec(domain: str, **arguments: Any) -> mujoco.MjSpec:
     """Return the nominal model of a dm_control domain such as ``cartpole``, not yet compiled.
 
@@ -16,10 +23,7 @@ def load_suite_spec(domain: str, **arguments: Any) -> mujoco.MjSpec:
         domain: name of the domain's module.
         **arguments: what the domain's ``get_model_and_assets`` takes, for example ``n_joints`` of the swimmer.
     """
-    # dm_control looks for a display when it is imported; we never render through it.
-    os.environ.setdefault("MUJOCO_GL", "disable")
-    module = importlib.import_module(f"dm_control.suite.{domain}")
-    xml, assets = module.get_model_and_assets(**arguments)
+    xml, assets = suite_module(domain).get_model_and_assets(**arguments)
     return mujoco.MjSpec.from_string(xml.decode() if isinstance(xml, bytes) else xml, dict(assets))
 
 

@@ -158,6 +158,10 @@ class Drawer:
         self._episodes[ids] += 1
         return values
 
+    def restart(self) -> None:
+        """Forget all episodes: the next one is the first again."""
+        self._values[:], self._direction[:], self._episodes[:] = 0.0, 1.0, 0
+
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """Return copies of everything that later values depend on, besides the random generator."""
         return {"values": self._values.copy(), "direction": self._direction.copy(), "episodes": self._episodes.copy()}

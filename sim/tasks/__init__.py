@@ -53,7 +53,11 @@ def make_task(name: str) -> Task:
     place, separator, attribute = reference.rpartition(":")
     if not separator:
         raise unknown_name("task", name, TASKS)
-    task = find_attribute(place, attribute, name)()
+    factory = find_attribute(place, attribute, name)
+    try:
+        task = factory()
+    except TypeError as error:
+        raise ConfigError(f"task {name!r}: {attribute}() cannot be called without arguments: {error}") from error
     if not isinstance(task, Task):
         raise ConfigError(f"task {name!r}: {attribute} gave {type(task).__name__}, expected a sim.tasks.Task")
     return task
@@ -73,8 +77,9 @@ def find_attribute(place: str, attribute: str, name: str) -> Callable[..., Any]:
     try:
         module = _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
         factory = getattr(module, attribute)
-    except (ImportError, OSError, AttributeError) as error:
-        raise ConfigError(f"task {name!r} cannot be loaded: {error}") from error
+    except Exception as error:  # whatever the user's own module raises
+        kind = "" if isinstance(error, ImportError | OSError | AttributeError) else f"{type(error).__name__}: "
+        raise ConfigError(f"task {name!r} cannot be loaded: {kind}{error}") from error
     if not callable(factory):
         raise ConfigError(f"task {name!r}: {attribute} is not a class or function")
     return cast(Callable[..., Any], factory)
@@ -83,11 +88,17 @@ def find_attribute(place: str, attribute: str, name: str) -> Callable[..., Any]:
 def _load_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
-    name = f"_task_{path.stem}"
+    name = f"_task_file {path.resolve()}"
+    if name in sys.modules:
+        return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
     return module

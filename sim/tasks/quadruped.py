@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import math
-import os
 
 import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
 from sim.physics import Physics
+from sim.suite_model import suite_module
 from sim.tasks.initial_states import NoFreeStateError
 from sim.tasks.rewards import tolerance
 from sim.tasks.task import Task
@@ -55,8 +54,7 @@ class Quadruped(Task):
 
     def load_spec(self) -> mujoco.MjSpec:
         """Return dm_control's quadruped on a plane that it cannot leave within an episode at the desired speed."""
-        os.environ.setdefault("MUJOCO_GL", "disable")  # dm_control looks for a display when it is imported
-        domain = importlib.import_module("dm_control.suite.quadruped")
+        domain = suite_module("quadruped")
         xml = domain.make_model(floor_size=self._desired_speed * self.time_limit_s)
         return mujoco.MjSpec.from_string(xml.decode(), dict(domain.common.ASSETS))
 

@@ -34,6 +34,7 @@ class Task(ABC):
     name: str
     time_limit_s: float
     control_timestep_s: float
+    _physics_of_its_own = False
     stage: ClassVar[mujoco.mjtStage] = mujoco.mjtStage.mjSTAGE_VEL
 
     @abstractmethod

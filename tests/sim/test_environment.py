@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 
 import sim
-from dpg_robot.errors import ConfigError, UnknownNameError
+from dpg_robot.errors import CheckpointError, ConfigError, UnknownNameError
 from sim.disturbance import Disturbance
 from sim.mjcf import ModelError
+from sim.physics import Physics
 from sim.randomization import Randomization
+from sim.suite_model import load_suite_spec
 from sim.tasks import make_task
+from sim.tasks.cartpole import Cartpole
+from sim.variation import Variation
 
 RESTLESS = Disturbance(
     action_delay=(0, 3),
@@ -291,7 +295,7 @@ def test_unknown_names_are_refused_with_a_suggestion(arguments, expected):
 
 @pytest.mark.parametrize("name", ["num_envs", "action_repeat"])
 def test_fewer_than_one_environment_or_step_is_refused(name):
-    with pytest.raises(ValueError, match=f"{name} must be 1 or more, got 0"):
+    with pytest.raises(ValueError, match=f"{name} must be a whole number, 1 or more, got 0"):
         sim.make("cartpole-swingup", **{name: 0})
 
 
@@ -346,3 +350,184 @@ def test_stepping_before_a_start_is_refused() -> None:
     environment = sim.make("cartpole-swingup")
     with pytest.raises(RuntimeError, match="call reset"):
         environment.step(np.zeros((1, 1)))
+
+
+# ---- diverged physics ----
+
+
+class Counted(Cartpole):
+    """Cart-pole that counts its starts, and can be broken."""
+
+    name = "counted"
+    starts = 0
+    velocity = 0.0  # at the start
+    bad_reward = bad_observation = ()
+
+    def __init__(self):
+        super().__init__(swing_up=True, sparse=False)
+        self.name = "counted"
+
+    def initialize(self, ids, random):
+        self.starts += len(ids)
+        super().initialize(ids, random)
+        self._qvel[ids] += self.velocity
+
+    def reward(self, control):
+        reward = super().reward(control).copy()
+        reward[list(self.bad_reward)] = np.nan
+        return reward
+
+    def observe(self, out):
+        super().observe(out)
+        out[list(self.bad_observation)] = np.inf
+
+
+def test_diverged_physics_ends_that_episode_alone_and_starts_it_once_anew():
+    settings = Randomization(gravity=Variation("random_walk", low=0.5, high=1.5, start=1.0, std=0.1))
+    env, calm = (sim.make(Counted(), 4, randomization=settings) for _ in range(2))
+    before = env.reset()
+    calm.reset()
+    zero = np.zeros((4, 1))
+    for expected_faults in (1, 2):
+        env.physics.qvel[2] = 1e12
+        step, other = env.step(zero), calm.step(zero)
+        assert step.fault.tolist() == step.terminal.tolist() == [False, False, True, False]
+        assert not step.timeout.any()
+        assert step.reward[2] == 0
+        np.testing.assert_array_equal(step.final_obs[2], before[2])
+        assert not np.array_equal(step.obs[2], before[2])
+        assert env.fault_count == expected_faults
+        assert env.task.starts == 4 + expected_faults
+        for name in FIELDS:
+            np.testing.assert_array_equal(getattr(step, name)[[0, 1, 3]], getattr(other, name)[[0, 1, 3]])
+        before = step.obs
+        step = env.step(zero)
+        calm.step(zero)
+        assert not step.fault.any()
+        before = step.obs
+    assert env.dynamics[2] != env.dynamics[1]
+
+
+def test_a_start_that_always_diverges_is_an_error_and_not_another_start():
+    task = Counted()
+    task.velocity = 1e11
+    env = sim.make(task, 2)
+    with pytest.raises(
+        ModelError, match=r"counted: the physics of 2 environment\(s\) diverged in 10 attempts to start an episode"
+    ):
+        env.reset()
+    assert task.starts == 20
+
+
+def test_a_fault_under_way_is_not_blamed_on_what_is_loaded_after_it():
+    env = sim.make(Counted(), 2)
+    env.reset()
+    state = env.state_dict()
+    env.physics.qvel[:] = 1e12
+    env.physics.step(1)
+    env.load_state_dict(state)
+    assert not env.step(np.zeros((2, 1))).fault.any()
+
+
+@pytest.mark.parametrize("repeat", [1, 3])
+@pytest.mark.parametrize("what", ["bad_reward", "bad_observation"])
+def test_numbers_that_are_not_finite_are_a_fault_of_their_environment(what, repeat):
+    env = sim.make(Counted(), 3, action_repeat=repeat, disturbance=Disturbance(reward_delay=2, observation_delay=1))
+    before = env.reset()
+    setattr(env.task, what, (1,))
+    stepped = env._repeat(np.zeros((3, 1)))
+    assert stepped[1].tolist() == stepped[2].tolist() == [False, True, False]
+    assert np.isfinite(stepped[0]).all()
+    np.testing.assert_array_equal(stepped[3][1], before[1])
+    assert env.fault_count == 1
+
+
+def test_first_observations_that_are_not_finite_are_an_error():
+    env = sim.make(Counted(), 3)
+    env.task.bad_observation = (0, 2)
+    with pytest.raises(ModelError, match=r"the first observations of environments \[0 2\] are not finite"):
+        env.reset()
+
+
+def test_a_state_beyond_what_mujoco_simulates_is_refused():
+    env = make(num_envs=1)
+    with pytest.raises(ValueError, match=r"qvel must be finite and below 1e\+10"):
+        env.set_state(np.zeros((1, 2)), np.full((1, 2), 1e11))
+
+
+# ---- saved states ----
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"num_envs": 1}, "num_envs 6, here 1"),
+        ({"action_repeat": 2}, "action_repeat 1, here 2"),
+        ({"task": "cartpole-balance"}, "task 'cartpole-swingup', here 'cartpole-balance'"),
+        ({"randomization": "none"}, "randomization"),
+        ({"disturbance": "medium"}, "disturbance"),
+    ],
+)
+def test_a_state_of_other_environments_is_refused_and_nothing_changes(arguments, expected):
+    env, other = make(), make(**arguments)
+    env.reset()
+    start = other.reset()
+    with pytest.raises(CheckpointError, match=expected):
+        other.load_state_dict(env.state_dict())
+    np.testing.assert_array_equal(other.obs, start)
+
+
+def test_a_damaged_state_is_refused_with_the_names_of_what_does_not_fit():
+    env = make()
+    env.reset()
+    before, state = env.qpos, env.state_dict()
+    del state["physics.qvel"]
+    state["physics.qpos"] = state["physics.qpos"][:1] + 1
+    with pytest.raises(CheckpointError, match=r"physics.qpos \(1, 2\), expected \(6, 2\), physics.qvel missing"):
+        env.load_state_dict(state)
+    with pytest.raises(CheckpointError, match="not the saved state of an environment"):
+        env.load_state_dict({})
+    np.testing.assert_array_equal(env.qpos, before)
+
+
+def test_an_environment_that_has_not_started_is_restored_as_such():
+    env, other = make(), make()
+    state = env.state_dict()
+    other.reset()
+    other.load_state_dict(state)
+    with pytest.raises(RuntimeError, match="call reset"):
+        other.step(np.zeros((6, 1)))
+
+
+def test_all_of_the_state_of_mujoco_is_saved():
+    spec = load_suite_spec("cartpole")
+    goal = spec.worldbody.add_body(name="goal", mocap=True)
+    goal.add_geom(size=[0.1, 0, 0], contype=0, conaffinity=0)
+    physics, other = (Physics(spec.copy().compile(), 2, 1) for _ in range(2))
+    places = other.data("xpos")[:, other.body("goal")]
+    physics.data("mocap_pos")[:, 0] = [[1, 2, 3], [4, 5, 6]]
+    other.load_state_dict(physics.state_dict())
+    np.testing.assert_array_equal(other.data("mocap_pos")[:, 0], [[1, 2, 3], [4, 5, 6]])
+    np.testing.assert_array_equal(places, [[1, 2, 3], [4, 5, 6]])
+
+
+def test_a_new_seed_gives_the_same_again_also_where_dynamics_evolve():
+    env = make(randomization=Randomization(gravity=Variation("random_walk", low=0.1, high=3.0, start=1.0, std=0.2)))
+    runs = []
+    for _ in range(2):
+        env.reseed(4)
+        runs.append([env.reset(), env.dynamics, env.reset(), env.dynamics])
+    assert_same(*runs)
+    assert not np.array_equal(runs[0][1], runs[0][3])
+
+
+def test_a_task_serves_one_environment_only():
+    task = make_task("cartpole-swingup")
+    sim.make(task, 2)
+    with pytest.raises(ValueError, match="task cartpole-swingup is in use by another environment"):
+        sim.make(task, 2)
+
+
+def test_settings_of_another_kind_are_refused():
+    with pytest.raises(ConfigError, match=r"disturbance must be the name of a preset.* got a Randomization"):
+        make(disturbance=VARIED)

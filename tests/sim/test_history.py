@@ -1,5 +1,7 @@
 """History stacking: the layout of a policy's own history, episode by episode, and enough to foresee a delayed world."""
 
+import copy
+
 import numpy as np
 import pytest
 
@@ -48,6 +50,23 @@ def test_names_and_sizes_and_contract_fit_together():
         env.contract(1)
     with pytest.raises(ValueError, match="frames must be 1 or more, got 0"):
         make(0)
+
+
+def test_a_set_state_is_remembered_as_the_agent_sees_it():
+    env = make(1, disturbance="easy")
+    zero = np.zeros((4, 2))
+    obs = env.set_state(zero, zero)
+    assert obs.shape == (4, env.obs_dim)
+    np.testing.assert_array_equal(obs, np.concatenate([env.environment.obs, np.zeros((4, 16))], axis=1))
+    step = env.step(np.full((4, 1), 0.5))
+    np.testing.assert_array_equal(step.obs[:, 15:], np.concatenate([obs[:, :15], np.full((4, 1), 0.5)], axis=1))
+
+
+def test_it_can_be_copied():
+    env = make(1)
+    assert copy.copy(env).obs_dim == env.obs_dim
+    with pytest.raises(AttributeError):
+        _ = env._nothing
 
 
 def test_it_goes_on_bit_for_bit_from_a_saved_state():
