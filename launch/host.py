@@ -34,6 +34,7 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 class HostConfig:
     """Settings of the host."""
 
+    task: str = setting("", "task that gives rewards and evaluation; a reference for one's own, empty for the checkpoint's name")
     evaluation_episodes: int = setting(20, "simulated episodes in which candidate and current policy are compared")
     evaluation_seed: int = setting(3_000_003, "seed of these episodes")
     randomization: str = setting("default", "randomized dynamics of these episodes: a preset's name or a YAML file")
@@ -48,7 +49,7 @@ def evaluate_in_simulation(learner: Learner, config: HostConfig, seed: int) -> E
     """Return the policy's returns in the simulated episodes of a seed."""
     contract = learner.contract
     environment = sim.make(
-        contract.task,
+        config.task or contract.task,
         num_envs=config.evaluation_episodes,
         seed=seed,
         action_repeat=contract.action_repeat,
@@ -70,7 +71,7 @@ def run(config: HostConfig, log: Path, checkpoint: Path, store: ModelStore, fold
             "pretrain with privileged=false to fine-tune"
         )
     contract = learner.contract
-    logged = take_in(log, contract, make_task(contract.task).measured_reward)
+    logged = take_in(log, contract, make_task(config.task or contract.task).measured_reward)
     training, held_out = logged.split(config.finetune.held_out_every)
     simulation = ReplayBuffer(len(tensors["replay"]["reward"]), contract.observation_size, contract.num_actions, config.device)
     simulation.load_state_dict(tensors["replay"] | {"added": torch.tensor(len(tensors["replay"]["reward"]))})
