@@ -23,9 +23,17 @@ from dpg_robot.files import write_atomically
 from sim.benchmark import BenchmarkSettings, count_work, measure_task, usable_cores
 
 PACKAGES = ("dpg-robot", "mujoco", "dm-control", "gymnasium", "numpy")
-TITLES = {"ours": "ours", "bare": "bare MuJoCo", "dm_control": "dm_control", "processes": "in processes", "envpool": "EnvPool"}
+TITLES = {
+    "ours": "ours",
+    "staggered": "ours, staggered",
+    "bare": "bare MuJoCo",
+    "dm_control": "dm_control",
+    "processes": "in processes",
+    "envpool": "EnvPool",
+}
 NOTES = """\
 ours: {environments} environments on {threads} threads, randomization and disturbance medium, resets included
+ours, staggered: the same with episodes that end one by one instead of together
 bare MuJoCo: mujoco.batch.Batch of the nominal model with random controls; no outputs, no resets, same threads
 dm_control: its own environment in one process, resets included
 in processes: {processes} dm_control environments, each in a process of its own under gymnasium's AsyncVectorEnv

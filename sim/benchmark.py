@@ -8,6 +8,7 @@ drifts; ratios are taken within rounds.
 from __future__ import annotations
 
 import functools
+import math
 import multiprocessing
 import os
 import statistics
@@ -84,14 +85,44 @@ class Method(Protocol):
 
 
 class OurEnvironments:
-    """A :class:`BatchEnvironment` with randomized dynamics and disturbances, resets included."""
+    """A :class:`BatchEnvironment` with randomized dynamics and disturbances, as it runs: episodes begin together and end together."""
 
     def __init__(self, task: str, settings: BenchmarkSettings) -> None:
         self._environment = moving_environment(task, settings, preset="medium")
+        self._moving = self._environment.state_dict()
         self._actions = draw_actions(settings.environments, self._environment.act_dim)
 
     def measure(self, seconds: float) -> float:
-        """Step; episodes are of all ages, so that they end and start at their usual rate."""
+        """Time a reset of all environments, and steps in the midst of their episodes; an episode is one of these and all of those."""
+        environment = self._environment
+        start = time.perf_counter()
+        environment.reset()
+        reset_s, steps, stepping_s = time.perf_counter() - start, 0, 0.0
+        left = environment.steps_per_episode - int(self._moving["steps"].max())
+        while stepping_s < seconds:
+            environment.load_state_dict(self._moving)
+            done, elapsed = step_for(seconds - stepping_s, self._step, left - 1)
+            steps, stepping_s = steps + done, stepping_s + elapsed
+        episode_s = reset_s + environment.steps_per_episode * stepping_s / steps
+        return environment.num_envs * environment.steps_per_episode / episode_s
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+    def _step(self, index: int) -> None:
+        self._environment.step(self._actions[index % _ACTION_SETS])
+
+
+class StaggeredEnvironments:
+    """The same, with episodes of all ages: they end and begin one by one, which costs more than all together."""
+
+    def __init__(self, task: str, settings: BenchmarkSettings) -> None:
+        self._environment = moving_environment(task, settings, preset="medium")
+        self._environment.spread_ages()
+        self._actions = draw_actions(settings.environments, self._environment.act_dim)
+
+    def measure(self, seconds: float) -> float:
+        """Step, resets included as they come."""
         steps, elapsed = step_for(seconds, lambda index: self._environment.step(self._actions[index % _ACTION_SETS]))
         return steps * self._environment.num_envs / elapsed
 
@@ -106,14 +137,15 @@ class BareBatch:
         environment = moving_environment(task, settings, preset="none")
         model = environment.physics.model
         self._batch = mujoco.batch.Batch(model, settings.environments, settings.threads)
-        self._batch.state[:] = environment.physics.batch.state
+        self._moving = environment.physics.batch.state.copy()
         self._substeps = round(environment.task.control_timestep_s / model.opt.timestep)
         low, high = model.actuator_ctrlrange.T
         self._controls = low + 0.5 * (draw_actions(settings.environments, model.nu) + 1.0) * (high - low)
         self._ctrl = self._batch.bind("ctrl")
 
     def measure(self, seconds: float) -> float:
-        """Step, with new controls each control step."""
+        """Step, with new controls each control step, from the midst of an episode."""
+        self._batch.state[:] = self._moving
         steps, elapsed = step_for(seconds, self._step)
         return float(steps * self._batch.nsim / elapsed)
 
@@ -238,6 +270,7 @@ class EnvPool:
 
 METHODS: dict[str, Callable[[str, BenchmarkSettings], Method]] = {
     "ours": OurEnvironments,
+    "staggered": StaggeredEnvironments,
     "bare": BareBatch,
     "dm_control": DmControl,
     "processes": DmControlProcesses,
@@ -272,26 +305,29 @@ def load_dm_control(task: str, seed: int) -> Any:
 
 
 def moving_environment(task: str, settings: BenchmarkSettings, preset: str) -> BatchEnvironment:
-    """Return environments in the midst of their episodes, at ages that are spread evenly, under random actions."""
+    """Return environments in the midst of their episodes, under random actions."""
     environment = make_native(
         task, settings.environments, seed=0, num_threads=settings.threads, randomization=preset, disturbance=preset
     )
     environment.reset()
-    environment.spread_ages()
     actions = draw_actions(settings.environments, environment.act_dim)
     for index in range(round(_WARM_UP_S / environment.control_timestep)):
         environment.step(actions[index % _ACTION_SETS])
     return environment
 
 
-def step_for(seconds: float, step: Callable[[int], Any]) -> tuple[int, float]:
-    """Call ``step(0)``, ``step(1)``, ... until ``seconds`` have passed; returns the number of calls and the time they took, s."""
+def step_for(seconds: float, step: Callable[[int], Any], most: float = math.inf) -> tuple[int, float]:
+    """Call ``step(0)``, ``step(1)``, ... until ``seconds`` have passed, or ``most`` times.
+
+    Returns:
+        The number of calls and the time they took, s.
+    """
     steps, start = 0, time.perf_counter()
     while True:
         step(steps)
         steps += 1
         elapsed = time.perf_counter() - start
-        if elapsed >= seconds:
+        if elapsed >= seconds or steps >= most:
             return steps, elapsed
 
 

@@ -116,6 +116,11 @@ class BatchEnvironment:
         return self.physics.qvel.copy()
 
     @property
+    def steps_per_episode(self) -> int:
+        """Steps after which an episode is cut, if it does not end before."""
+        return self._steps_per_episode
+
+    @property
     def dynamics(self) -> NDArray[np.float64]:
         """(N, P) float64, a copy of what was drawn for the present episodes, one column for each of ``dynamics_names``."""
         return self._randomizer.values.copy()

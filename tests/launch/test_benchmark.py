@@ -3,12 +3,13 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from sim.benchmark import METHODS, BenchmarkSettings, count_work, measure_task, moving_environment
+from sim.benchmark import METHODS, BenchmarkSettings, OurEnvironments, StaggeredEnvironments, count_work, measure_task
 
 SCRIPT = Path(__file__).parents[2] / "launch" / "benchmark.py"
 TINY = ["--environments", "8", "--threads", "1", "--processes", "1", "--seconds", "0.01", "--rounds", "2"]
@@ -89,8 +90,32 @@ def test_what_is_not_installed_is_named_and_the_rest_is_measured(tmp_path):
     assert len(work) == count_work(settings)
 
 
-def test_ages_of_episodes_are_spread_so_that_resets_are_paid_at_their_rate():
-    settings = BenchmarkSettings(environments=100, threads=1)
-    environment = moving_environment("cartpole-balance", settings, preset="none")
-    ended = sum(int(environment.step(np.zeros((100, 1))).timeout.sum()) for _ in range(500))
+def test_staggered_episodes_end_one_by_one_at_their_rate():
+    method = StaggeredEnvironments("cartpole-balance", BenchmarkSettings(environments=100, threads=1))
+    ended = sum(int(method._environment.step(np.zeros((100, 1))).timeout.sum()) for _ in range(500))
     assert ended == 50, "half an episode of 1,000 steps ends half of all episodes"
+
+
+def test_the_time_of_an_episode_is_that_of_its_reset_and_all_of_its_steps(monkeypatch):
+    clock = [0.0]
+    method = OurEnvironments("cartpole-balance", BenchmarkSettings(environments=100, threads=1))
+    environment = method._environment
+
+    def take(seconds, call):
+        def taking(*arguments):
+            clock[0] += seconds
+            return call(*arguments)
+
+        return taking
+
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(environment, "reset", take(5.0, environment.reset))
+    monkeypatch.setattr(environment, "step", take(0.01, environment.step))
+    monkeypatch.setattr(environment, "load_state_dict", take(100.0, environment.load_state_dict))
+    timeouts = []
+    step = environment.step
+    monkeypatch.setattr(environment, "step", lambda action: timeouts.append(step(action).timeout.any()))
+    # 9 s are 900 steps, and there are 850 up to the end of an episode: no second reset may be in them
+    assert method.measure(9.0) == pytest.approx(100 * 1000 / (5.0 + 1000 * 0.01))
+    assert not any(timeouts)
+    assert len(timeouts) == 900
