@@ -93,7 +93,7 @@ class OurEnvironments:
         self._actions = draw_actions(settings.environments, self._environment.act_dim)
 
     def measure(self, seconds: float) -> float:
-        """Time a reset of all environments, and steps in the midst of their episodes; an episode is one of these and all of those."""
+        """Time a reset of all environments, and steps in the midst of their episodes, and add them up to whole episodes."""
         environment = self._environment
         start = time.perf_counter()
         environment.reset()
