@@ -85,7 +85,7 @@ class Method(Protocol):
 
 
 class OurEnvironments:
-    """A :class:`BatchEnvironment` with randomized dynamics and disturbances, as it runs: episodes begin together and end together."""
+    """A :class:`BatchEnvironment` with randomized dynamics and disturbances, as it runs: episodes begin and end together."""
 
     def __init__(self, task: str, settings: BenchmarkSettings) -> None:
         self._environment = moving_environment(task, settings, preset="medium")
