@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 export MUJOCO_GL ?= disable
+REAL_TIME_TESTS := tests/deploy tests/hw_drivers tests/launch
 
 .PHONY: help demo view test lint format wheel clean
 
@@ -21,8 +22,8 @@ demo: $(STAMP) ## pretrain, export, run on a virtual robot, fine-tune, run again
 	$(BIN)/python launch/demo.py
 
 test: $(STAMP) ## run all tests
-	$(BIN)/python -m pytest --numprocesses=auto tests/sim tests/learning
-	$(BIN)/python -m pytest --ignore=tests/sim --ignore=tests/learning # one by one: they run in real time
+	$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile $(addprefix --ignore=,$(REAL_TIME_TESTS))
+	$(BIN)/python -m pytest $(REAL_TIME_TESTS) # one by one: a busy machine would disturb them
 
 view: $(STAMP) ## watch simulated environments in the browser (options: launch/view.py --help)
 	$(BIN)/python launch/view.py

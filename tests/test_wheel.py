@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
+import sim
 from dpg_robot.deploy.policy_session import PolicySession
 from dpg_robot.learning.export import export_policy
 from dpg_robot.learning.learner import Learner, LearnerConfig
-from sim.tasks import make_task
 
 ROOT = Path(__file__).resolve().parent.parent
 CLEAN_ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
@@ -37,7 +37,7 @@ def robot_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    contract = make_task("cartpole-swingup").contract(action_repeat=2, history=1)
+    contract = sim.make("cartpole-swingup", action_repeat=2).contract(history=1)
     path = tmp_path_factory.mktemp("policy") / "policy.onnx"
     trained = Learner(contract, LearnerConfig(hidden_sizes=(32, 32)), seed=3).policy
     torch.nn.init.normal_(trained.network[-1].weight, std=0.1)  # the last layer starts at zero
