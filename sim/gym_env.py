@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from sim.disturbance import Disturbance
 from sim.environment import BatchEnvironment, make_native
+from sim.history import HistoryEnvironment
 from sim.randomization import Randomization
 from sim.render import FrameRenderer
 from sim.tasks import TASKS
@@ -39,7 +40,9 @@ def register_environments() -> None:
             )
 
 
-def environment_spaces(environment: BatchEnvironment) -> tuple[spaces.Box[np.float32], spaces.Box[np.float32]]:
+def environment_spaces(
+    environment: BatchEnvironment | HistoryEnvironment,
+) -> tuple[spaces.Box[np.float32], spaces.Box[np.float32]]:
     """Return the spaces of one observation (obs_dim,) and one action (act_dim,), both float32."""
     observation_space = spaces.Box(-np.inf, np.inf, (environment.obs_dim,), np.float32)
     return observation_space, spaces.Box(-1.0, 1.0, (environment.act_dim,), np.float32)
@@ -80,6 +83,7 @@ class GymEnvironment(gymnasium.Env[FloatArray, FloatArray]):
         action_repeat: control steps of the task per action; rewards are summed over them.
         randomization: preset, path of a YAML file, or the ranges themselves; see :func:`sim.make`.
         disturbance: likewise.
+        history: number of previous observations and actions in each observation; see :class:`sim.history.HistoryEnvironment`.
         num_threads: native threads; more than one does not help a single environment.
         render_mode: ``rgb_array`` for :meth:`render`, or None.
     """
@@ -93,15 +97,17 @@ class GymEnvironment(gymnasium.Env[FloatArray, FloatArray]):
         action_repeat: int = 1,
         randomization: str | Path | Randomization = "none",
         disturbance: str | Path | Disturbance = "none",
+        history: int = 0,
         num_threads: int = 1,
         render_mode: str | None = None,
     ) -> None:
-        self.environment = make_native(task, 1, 0, num_threads, action_repeat, randomization, disturbance)
+        environment = make_native(task, 1, 0, num_threads, action_repeat, randomization, disturbance)
+        self.environment = HistoryEnvironment(environment, history) if history else environment
         self.environment.reseed(None)
         self.observation_space, self.action_space = environment_spaces(self.environment)
         self.metadata = self.metadata | {"render_fps": round(1 / self.environment.control_timestep)}
         self.render_mode = render_mode
-        self._camera = Camera(self.environment)
+        self._camera = Camera(environment)
         self._ended = False
         self._first_obs: FloatArray | None = None
 
@@ -155,6 +161,7 @@ class GymVectorEnvironment(VectorEnv[FloatArray, FloatArray, NDArray[Any]]):
         action_repeat: control steps of the task per action; rewards are summed over them.
         randomization: preset, path of a YAML file, or the ranges themselves; see :func:`sim.make`.
         disturbance: likewise.
+        history: number of previous observations and actions in each observation; see :class:`sim.history.HistoryEnvironment`.
         num_threads: native threads that step the simulations; 0 for all processors.
         render_mode: ``rgb_array`` for :meth:`render`, or None.
     """
@@ -169,15 +176,17 @@ class GymVectorEnvironment(VectorEnv[FloatArray, FloatArray, NDArray[Any]]):
         action_repeat: int = 1,
         randomization: str | Path | Randomization = "none",
         disturbance: str | Path | Disturbance = "none",
+        history: int = 0,
         num_threads: int = 0,
         render_mode: str | None = None,
     ) -> None:
-        self.environment = make_native(task, num_envs, 0, num_threads, action_repeat, randomization, disturbance)
+        environment = make_native(task, num_envs, 0, num_threads, action_repeat, randomization, disturbance)
+        self.environment = HistoryEnvironment(environment, history) if history else environment
         self.environment.reseed(None)
         self.num_envs = num_envs
         self.metadata = self.metadata | {"render_fps": round(1 / self.environment.control_timestep)}
         self.render_mode = render_mode
-        self._camera = Camera(self.environment)
+        self._camera = Camera(environment)
         self.single_observation_space, self.single_action_space = environment_spaces(self.environment)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)

@@ -188,3 +188,17 @@ def test_action_repeat_and_settings_reach_the_simulation():
 def test_a_reset_of_some_environments_alone_is_refused():
     with pytest.raises(ValueError, match="reset_mask"):
         make_vec().reset(options={"reset_mask": np.array([True, False, False])})
+
+
+def test_observations_hold_the_history_that_was_asked_for():
+    env = gymnasium.make("dpg/cartpole-swingup-v0", history=2)
+    check_env(env.unwrapped, skip_render_check=True)
+    first, _ = env.reset(seed=0)
+    assert first.shape == (5 + 2 * 6,)
+    assert not first[5:].any()
+    action = np.array([0.5], dtype=np.float32)
+    second = env.step(action)[0]
+    np.testing.assert_array_equal(second[5:11], [*first[:5], 0.5])
+    many = gymnasium.make_vec("dpg/cartpole-swingup-v0", num_envs=3, history=2)
+    assert many.reset(seed=0)[0].shape == (3, 17)
+    assert many.step(np.zeros((3, 1), dtype=np.float32))[0].shape == (3, 17)
