@@ -32,6 +32,7 @@ lint: $(STAMP) ## style, types and import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy launch/*.py examples/*.py
 	$(BIN)/lint-imports
 
 format: $(STAMP) ## format the code

@@ -99,7 +99,9 @@ def run_sim(arguments: argparse.Namespace) -> dict[str, Any]:
         for task in settings.tasks:
             tasks[task] = measure_task(task, settings, progress)
     print(describe(settings, tasks))
-    return {"settings": config_to_dict(settings), "tasks": tasks}
+    resolved = config_to_dict(settings)
+    del resolved["envpool_python"]  # where it lies on this machine is nobody else's business
+    return {"settings": resolved, "tasks": tasks}
 
 
 def describe(settings: BenchmarkSettings, tasks: dict[str, dict[str, Any]]) -> str:

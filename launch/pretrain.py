@@ -50,7 +50,7 @@ class PretrainConfig:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
 
 
-def make_environment(config: PretrainConfig, num_envs: int, seed: int) -> sim.BatchEnvironment:
+def make_environment(config: PretrainConfig, num_envs: int, seed: int) -> sim.BatchEnvironment | sim.DmControlEnvironment:
     """Return environments as the run's settings ask for."""
     return sim.make(
         config.task,
