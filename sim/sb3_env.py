@@ -60,7 +60,8 @@ class BatchVecEnv(VecEnv):
         return result.obs, result.reward, ended, infos
 
     def close(self) -> None:
-        """Nothing is held that would have to be released."""
+        """Close the environments."""
+        self.environment.close()
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """Return an attribute of the batch, once for each of the environments ``indices``."""
