@@ -32,6 +32,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 PAGE_LIMIT_S = 60
 CHROMIUM_OPTIONS = [
     "--no-sandbox",
+    "--disable-dev-shm-usage",
     "--use-angle=swiftshader",
     "--enable-unsafe-swiftshader",
     "--disable-quic",
