@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dpg_robot.config import setting
 from dpg_robot.contract import Contract
+from dpg_robot.errors import ConfigError
 from dpg_robot.learning.baseline import Baseline
 from dpg_robot.learning.denoiser import ActionDenoiser, action_after_outcome
 from dpg_robot.learning.gradient import denoised_action_gradient
@@ -68,6 +69,21 @@ class LearnerConfig:
             raise ValueError(f"reward_scale and sigma_max must be finite, got {self.reward_scale} and {self.sigma_max}")
 
 
+def usable_device(name: torch.device | str) -> torch.device:
+    """Return a device on which torch can compute here.
+
+    Raises:
+        ConfigError: no such device, or none that this machine or this build of torch has.
+    """
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch raises all of them
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device {str(name)!r} cannot be used: {reason}; choose cpu, or one that exists, as cuda:0") from error
+    return device
+
+
 class Learner(nn.Module):
     """The three networks with their optimizers, and one update of them all.
 
@@ -93,7 +109,7 @@ class Learner(nn.Module):
     ) -> None:
         super().__init__()
         self.contract, self.config, self.privileged_size = contract, config, privileged_size
-        self.device = torch.device(device)
+        self.device = usable_device(device)
         observations, actions = contract.observation_size, contract.num_actions
         states = observations + privileged_size
         with torch.random.fork_rng(devices=[]):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dpg_robot.contract import CommandChannel, Contract, Feature, MeasurementChannel
+from dpg_robot.errors import ConfigError
 from dpg_robot.learning import learner as learner_module
 from dpg_robot.learning.denoiser import action_after_outcome
 from dpg_robot.learning.learner import Learner, LearnerConfig
@@ -197,6 +198,12 @@ def test_all_normalizers_see_what_was_observed():
 def test_settings_that_cannot_work_are_refused(change, expected):
     with pytest.raises(ValueError, match=expected):
         dataclasses.replace(SMALL, **change)
+
+
+@pytest.mark.parametrize("device", ["cdua", "cpu:x", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused(device):
+    with pytest.raises(ConfigError, match=f"device '{device}' cannot be used: .*; choose cpu"):
+        Learner(CONTRACT, SMALL, device=device)
 
 
 def test_denoiser_and_baseline_see_privileged_numbers_and_the_policy_does_not():
