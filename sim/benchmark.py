@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from dpg_robot.config import setting
 from dpg_robot.errors import DpgError, unknown_name
 from sim.environment import BatchEnvironment, make_native
+from sim.suite_model import suite
 from sim.tasks import TASKS
 
 _WARM_UP_S = 1.5  # simulated time, after which most bodies have met the ground
@@ -297,11 +298,8 @@ def scale_actions(specification: Any, actions: NDArray[Any]) -> NDArray[np.float
 
 def load_dm_control(task: str, seed: int) -> Any:
     """Return dm_control's own environment of a task such as ``cheetah-run``."""
-    os.environ.setdefault("MUJOCO_GL", "disable")  # dm_control looks for a display when it is imported
-    from dm_control import suite
-
     domain, name = task.split("-", 1)
-    return suite.load(domain, name, task_kwargs={"random": seed})
+    return suite().load(domain, name, task_kwargs={"random": seed})
 
 
 def moving_environment(task: str, settings: BenchmarkSettings, preset: str) -> BatchEnvironment:

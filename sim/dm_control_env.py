@@ -7,9 +7,9 @@ differs.
 from __future__ import annotations
 
 import functools
-import importlib
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
 
@@ -24,7 +24,8 @@ from sim.presets import resolve_preset
 from sim.random_state import random_state, set_random_state
 from sim.saved_state import header, require_fitting
 from sim.single_environment import Factory
-from sim.step_result import StepResult, check_actions
+from sim.step_result import StepResult, check_actions, check_state
+from sim.suite_model import suite
 from sim.tasks import find_attribute
 from sim.worker import WorkerPool
 
@@ -38,7 +39,7 @@ class NotOfferedError(DpgError, NotImplementedError):
 
 def suite_names() -> tuple[str, ...]:
     """Return the names ``domain-task`` of all tasks of dm_control's suite."""
-    return tuple(f"{domain}-{task}" for domain, task in _suite().ALL_TASKS)
+    return tuple(f"{domain}-{task}" for domain, task in suite().ALL_TASKS)
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class SuiteFactory:
 
     def __call__(self, seed: int) -> Any:
         """Return a new environment."""
-        return _suite().load(self.domain, self.task, task_kwargs={"random": seed})
+        return suite().load(self.domain, self.task, task_kwargs={"random": seed})
 
 
 @dataclass(frozen=True)
@@ -237,11 +238,7 @@ class DmControlEnvironment:
         """
         if not self._description.has_task:
             raise NotOfferedError(f"{self.name} cannot be put into a state: it is not a plain dm_control.rl.control.Environment")
-        for name, value, own in zip(("qpos", "qvel"), (qpos, qvel), self._positions(), strict=True):
-            if np.shape(value) != own.shape:
-                raise ValueError(f"{name} must have shape {own.shape} (environments, MuJoCo's order), got {np.shape(value)}")
-            if not np.isfinite(value).all():
-                raise ValueError(f"{name} must be finite")
+        check_state(qpos, qvel, *self._positions())
         if not self._started:
             self.reset()
         self._pool.call_each("set_positions", list(zip(np.asarray(qpos), np.asarray(qvel), strict=True)))
@@ -379,7 +376,7 @@ def make_dm_control(
     seed: int = 0,
     num_threads: int = 0,
     action_repeat: int = 1,
-    disturbance: str | os.PathLike[str] | Disturbance = "none",
+    disturbance: str | Path | Disturbance = "none",
 ) -> DmControlEnvironment:
     """Make environments of a task of dm_control's suite, or of a factory of one's own, in worker processes.
 
@@ -396,20 +393,14 @@ def make_dm_control(
         ConfigError: a factory, environments or disturbance that cannot be used.
         WorkerError: an environment that raises an error when it is made.
     """
-    settings = disturbance if isinstance(disturbance, Disturbance) else os.fspath(disturbance)
     return DmControlEnvironment(
         task if ":" in task else SUITE_PREFIX + task,
         num_envs,
         seed,
         num_threads,
         action_repeat,
-        resolve_preset("disturbance", settings, Disturbance, DISTURBANCE_PRESETS),
+        resolve_preset("disturbance", disturbance, Disturbance, DISTURBANCE_PRESETS),
     )
-
-
-def _suite() -> Any:
-    os.environ.setdefault("MUJOCO_GL", "disable")  # dm_control looks for a display otherwise
-    return importlib.import_module("dm_control.suite")
 
 
 @functools.cache  # a file is run once, not once per environment

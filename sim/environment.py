@@ -21,11 +21,10 @@ from sim.presets import resolve_preset
 from sim.random_state import random_state, set_random_state
 from sim.randomization import DynamicsRandomizer, Randomization, prepare_spec, resolve_randomization
 from sim.saved_state import header, require_fitting, require_same_shapes
-from sim.step_result import StepResult, check_actions
+from sim.step_result import StepResult, check_actions, check_state
 from sim.tasks import Task, make_task
 
 _START_ATTEMPTS = 10
-_LARGEST_STATE = float(mujoco.mjMAXVAL)
 
 
 class BatchEnvironment:
@@ -184,11 +183,8 @@ class BatchEnvironment:
             ValueError: wrong shape, or values that are not finite or beyond what MuJoCo simulates.
         """
         physics = self.physics
-        for name, value, own in (("qpos", qpos, physics.qpos), ("qvel", qvel, physics.qvel)):
-            if np.shape(value) != own.shape:
-                raise ValueError(f"{name} must have shape {own.shape} (environments, MuJoCo's order), got {np.shape(value)}")
-            if not (np.abs(value) < _LARGEST_STATE).all():  # MuJoCo would silently start from its own default state instead
-                raise ValueError(f"{name} must be finite and below {_LARGEST_STATE:g}")
+        # beyond its limit, MuJoCo would silently start from its own default state instead
+        check_state(qpos, qvel, physics.qpos, physics.qvel, limit=float(mujoco.mjMAXVAL))
         if not self._started:
             self.reset()
         everyone = np.arange(self.num_envs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,22 @@ class StepResult:
     timeout: NDArray[np.bool_]
     final_obs: NDArray[np.float32]
     fault: NDArray[np.bool_]
+
+
+def check_state(
+    qpos: NDArray[Any], qvel: NDArray[Any], own_qpos: NDArray[Any], own_qvel: NDArray[Any], limit: float = math.inf
+) -> None:
+    """Refuse positions and velocities that do not fit the present ones.
+
+    Raises:
+        ValueError: wrong shape, or values that are not finite or not below ``limit``.
+    """
+    bound = f" and below {limit:g}" if math.isfinite(limit) else ""
+    for name, value, own in (("qpos", qpos, own_qpos), ("qvel", qvel, own_qvel)):
+        if np.shape(value) != own.shape:
+            raise ValueError(f"{name} must have shape {own.shape} (environments, MuJoCo's order), got {np.shape(value)}")
+        if not (np.abs(value) < limit).all():
+            raise ValueError(f"{name} must be finite{bound}")
 
 
 def check_actions(actions: NDArray[Any], num_envs: int, act_dim: int) -> NDArray[np.float64]:

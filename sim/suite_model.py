@@ -9,11 +9,16 @@ from typing import Any
 import mujoco
 
 
-def suite_module(domain: str) -> Any:
-    """Return the module of a dm_control domain such as ``cartpole``."""
+def suite() -> Any:
+    """Return dm_control's suite."""
     # dm_control looks for a display when it is imported; we never render through it.
     os.environ.setdefault("MUJOCO_GL", "disable")
-    return importlib.import_module(f"dm_control.suite.{domain}")
+    return importlib.import_module("dm_control.suite")
+
+
+def suite_module(domain: str) -> Any:
+    """Return the module of a dm_control domain such as ``cartpole``."""
+    return importlib.import_module(f"{suite().__name__}.{domain}")
 
 
 def load_suite_spec(domain: str, **arguments: Any) -> mujoco.MjSpec:
