@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measure speed on this machine, beside what others offer for the same work."""
+"""Measure ours beside what others offer for the same work: speed of simulation, and learning."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import dataclasses
 import json
 import platform
 import sys
-from collections.abc import Sequence
+from contextlib import closing
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,11 +17,25 @@ from typing import Any
 import psutil
 from tqdm import tqdm
 
-from dpg_robot.config import config_from_dict, config_to_dict
+from dpg_robot.config import (
+    add_config_arguments,
+    config_from_arguments,
+    config_from_dict,
+    config_to_dict,
+    describe_settings,
+)
 from dpg_robot.errors import DpgError
 from dpg_robot.files import write_atomically
 from sim.benchmark import BenchmarkSettings, count_work, measure_task, usable_cores
+from sim.benchmarks.learning_figures import draw_figure
+from sim.benchmarks.learning_peers import require_peers
+from sim.benchmarks.learning_protocol import LearningProtocol, OurConfig, PeerConfig, plan_runs, restrict
+from sim.benchmarks.learning_report import build_report, describe_report, to_csv
+from sim.benchmarks.learning_results import ResultError, read_results
+from sim.benchmarks.learning_runs import Finished, execute_all
+from sim.benchmarks.tables import markdown_table
 
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 PACKAGES = ("dpg-robot", "mujoco", "dm-control", "gymnasium", "numpy")
 TITLES = {
     "ours": "ours",
@@ -45,6 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="WHAT")
     add_sim_arguments(commands)
+    add_learn_arguments(commands)
     arguments = parser.parse_args()
     try:
         result = arguments.run(arguments)
@@ -53,6 +68,10 @@ def main() -> None:
             write_atomically(arguments.json, json.dumps(whole, indent=1).encode())
     except (DpgError, ValueError, OSError) as error:
         parser.exit(1, f"benchmark: {error}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, "benchmark: interrupted\n")
+    if failed := result.get("failed"):
+        parser.exit(1, f"benchmark: {len(failed)} runs failed: {'; '.join(failed)}\n")
 
 
 def add_sim_arguments(commands: Any) -> None:
@@ -104,6 +123,86 @@ def run_sim(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"settings": resolved, "tasks": tasks}
 
 
+def add_learn_arguments(commands: Any) -> None:
+    """Add the command ``learn`` and its options."""
+    parser = commands.add_parser(
+        "learn",
+        help="returns of our learner and of published ones, on the same tasks, frames and seeds",
+        description="Train our learner and its peers on all cells (task and disturbance) with all seeds, and compare returns. "
+        "Each run leaves a small file; runs that are there already are not done again.",
+    )
+    add_config_arguments(parser, LearningProtocol, CONFIGS / "benchmark" / "learn.yaml")
+    named = [*describe_settings(OurConfig, "ours.NAME."), *describe_settings(PeerConfig, "peers.NAME.")]
+    parser.epilog += "\n\nsettings of each variant of ours and of each peer:\n" + "\n".join(f"  {line}" for line in named)
+    parser.add_argument(
+        "--results", type=Path, default=Path("runs/learn"), metavar="FOLDER", help="folder of all results (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="KEY=NAME,...",
+        help="run and report only these; KEY is task, disturbance, algorithm or seed; may be given several times",
+    )
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at once, one process each (default: %(default)s)")
+    parser.add_argument("--redo", action="store_true", help="replace results of other settings (to repeat one, remove its file)")
+    parser.add_argument("--report", action="store_true", help="run nothing, report on the results that are there")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that is reported to FILE too")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write all evaluations to FILE, a line for each")
+    parser.add_argument("--figure", type=Path, metavar="FILE", help="draw learning curves and aggregated scores to FILE, a PNG")
+    parser.set_defaults(run=run_learn)
+
+
+def run_learn(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Do the runs that are missing, then print the report and return it."""
+    protocol = restrict(config_from_arguments(LearningProtocol, arguments), arguments.only)
+    failed = [] if arguments.report else train_missing(protocol, arguments)
+    stored = read_results(arguments.results, plan_runs(protocol))
+    report = build_report(protocol, stored)
+    print(describe_report(report))
+    if arguments.csv:
+        write_atomically(arguments.csv, to_csv(stored.results).encode())
+    if arguments.figure:
+        write_atomically(arguments.figure, draw_figure(protocol, stored, report))
+    return report | {"failed": failed}
+
+
+def train_missing(protocol: LearningProtocol, arguments: argparse.Namespace) -> list[str]:
+    """Carry out the runs of a protocol whose results are not there yet; returns the titles of those that failed."""
+    if arguments.jobs < 1:
+        raise ValueError(f"--jobs must be 1 or more, got {arguments.jobs}")
+    require_peers(protocol.peers.values())
+    runs = plan_runs(protocol)
+    stored = read_results(arguments.results, runs)
+    if stored.other and not arguments.redo:
+        run, differing = next(iter(stored.other.items()))
+        raise ResultError(
+            f"{arguments.results / run.place} and {len(stored.other) - 1} more are results of other settings "
+            f"({'; '.join(differing[:3])}); give --redo to replace them, or another folder with --results"
+        )
+    missing = [run for run in runs if run not in stored.results]
+    frames = sum(run.frames for run in missing)
+    print(f"{len(missing)} runs to do, {len(stored.results)} are there already", file=sys.stderr)
+    failed = []
+    interval = 1.0 if sys.stderr.isatty() else 60.0  # seconds; a log file need not hold thousands of bars
+    bar = tqdm(total=frames, unit="frame", unit_scale=True, disable=arguments.quiet, file=sys.stderr, mininterval=interval)
+    with bar, closing(execute_all(missing, arguments.results, arguments.jobs, bar.update)) as endings:
+        for finished in endings:
+            tqdm.write(describe_finished(finished), file=sys.stderr)
+            if finished.result is None:
+                failed.append(finished.run.title)
+    return failed
+
+
+def describe_finished(finished: Finished) -> str:
+    """Return how a run ended, in a line (and the traceback of a failure)."""
+    if finished.result is None:
+        return f"{finished.run.title}: FAILED after {finished.elapsed_s:.0f} s\n{finished.error.rstrip()}"
+    returns = finished.result.curve[-1]["returns"]
+    return f"{finished.run.title}: return {sum(returns) / len(returns):.1f} in {finished.elapsed_s:.0f} s"
+
+
 def describe(settings: BenchmarkSettings, tasks: dict[str, dict[str, Any]]) -> str:
     """Return the results as two tables, with what each column is below them."""
     titles = [TITLES[name] for name in settings.methods]
@@ -119,19 +218,12 @@ def describe(settings: BenchmarkSettings, tasks: dict[str, dict[str, Any]]) -> s
         ratios.append([task, *(unavailable.get(name) or format_summary(result["ratio"][name], ".3g") for name in others)])
     notes = [note for note in NOTES.format(**vars(settings)).splitlines() if note.split(":")[0] in titles]
     title = f"median of {settings.rounds} rounds [lowest, highest]"
-    return "\n".join([title, "", *align(speeds), "", *(align(ratios) if others else []), "", *notes])
+    return "\n".join([title, "", *markdown_table(speeds), "", *(markdown_table(ratios) if others else []), "", *notes])
 
 
 def format_summary(summary: dict[str, Any], form: str) -> str:
     """Return a median with its spread as text."""
     return f"{summary['median']:{form}} [{summary['low']:{form}}, {summary['high']:{form}}]"
-
-
-def align(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return lines with cells under each other, the first row as the header of a Markdown table."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
-    return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
 
 
 def machine_facts() -> dict[str, Any]:

@@ -1,0 +1,78 @@
+"""Our learner in the benchmark: a plain training loop that counts frames as the peers do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dpg_robot.learning.learner import Learner
+from dpg_robot.learning.replay import ReplayBuffer
+from dpg_robot.learning.trainer import Collector
+from sim.benchmarks.learning_evaluation import Evaluator, make_environment
+from sim.benchmarks.learning_protocol import OurConfig, Run
+
+
+class OurTraining:
+    """Collects, updates and evaluates until the frames of a run are used up.
+
+    Args:
+        run: what to run.
+        config: the variant.
+    """
+
+    def __init__(self, run: Run, config: OurConfig) -> None:
+        environment = make_environment(run, config.num_envs, run.seed)
+        contract = environment.contract(run.history)
+        self.learner = Learner(contract, config.learner, run.seed)
+        capacity = min(config.replay_capacity, run.decisions)
+        self.replay = ReplayBuffer(capacity, contract.observation_size, contract.num_actions)
+        self.updates = 0
+        self._run, self._config = run, config
+        self._collector = Collector(environment, contract)
+        self._generator = torch.Generator().manual_seed(run.seed)
+
+    def train(self, evaluator: Evaluator, progress: Callable[[int], object]) -> None:
+        """Train to the end; ``progress`` is called with the frames used since its last call."""
+        while self.replay.added < self._run.decisions:
+            self._collect()
+            self._learn()
+            evaluator.after(self.replay.added, self.mean_action)
+            progress(self._config.num_envs * self._run.action_repeat)
+
+    @torch.no_grad()
+    def mean_action(self, observations: NDArray[np.float32]) -> NDArray[Any]:
+        """Return the policy's actions (N, A) without exploration for observations (N, O)."""
+        action: NDArray[Any] = self.learner.policy.mean_action(torch.from_numpy(observations)).numpy()
+        return action
+
+    def _updates_due(self, decisions: int) -> int:
+        return int(self._config.updates_per_decision * max(0, decisions - self._config.warmup_decisions))
+
+    def _collect(self) -> None:
+        if self.replay.added < self._config.warmup_decisions:
+            shape = (self._config.num_envs, self.learner.contract.num_actions)
+            action = 2 * torch.rand(shape, generator=self._generator) - 1
+        else:
+            action = self.learner.act(self._collector.observation)
+        batch = self._collector.step(action)
+        self.replay.add(batch)
+        self.learner.observe(batch)
+
+    def _learn(self) -> None:
+        total = self._updates_due(self._run.decisions)
+        for _ in range(self._updates_due(self.replay.added) - self.updates):
+            share = self.updates / total
+            self.learner.set_learning_rate_factor(1 - (1 - self._config.final_learning_rate_factor) * share)
+            self.learner.update(self.replay.sample(self._config.learner.batch_size, self._generator))
+            self.updates += 1
+
+
+def train_ours(run: Run, config: OurConfig, evaluator: Evaluator, progress: Callable[[int], object]) -> int:
+    """Train our learner for the frames of a run; returns the number of gradient updates."""
+    training = OurTraining(run, config)
+    training.train(evaluator, progress)
+    return training.updates
