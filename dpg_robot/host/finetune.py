@@ -14,7 +14,6 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from dpg_robot.config import setting
-from dpg_robot.learning.denoiser import action_after_outcome
 from dpg_robot.learning.learner import Learner
 from dpg_robot.learning.replay import Batch, ReplayBuffer
 from dpg_robot.learning.trainer import Evaluation
@@ -83,14 +82,13 @@ def judge(learner: Learner, held_out: Batch, *, repeats: int = 16, seed: int = 0
     generator = torch.Generator(learner.device).manual_seed(seed)
     sigma_value = (learner.config.sigma_min * learner.config.sigma_max) ** 0.5
     sigma = torch.full((len(held_out), 1), sigma_value, device=learner.device)
-    outcome = learner.outcome(held_out)
     value = learner.baseline(held_out.observation, held_out.action, torch.zeros_like(sigma)).mean(0)
     sums = torch.zeros(3, dtype=torch.float64)
     for _ in range(repeats):
         noise = torch.randn(held_out.action.shape, generator=generator, device=learner.device)
         noised_action = held_out.action + sigma_value * noise
-        told, untold = action_after_outcome(learner.denoiser, noised_action, sigma, held_out.observation, outcome)
         target = learner.target(held_out, generator)
+        told, untold = learner.estimator.denoise(held_out, noised_action, sigma, target - value)
         errors = [(told - held_out.action), (untold - held_out.action), (target - value) / learner.config.reward_scale]
         sums += torch.stack([error.square().mean().double().cpu() for error in errors])
     denoising, denoising_without_outcome, td = (sums / repeats).sqrt().tolist()

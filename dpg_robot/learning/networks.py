@@ -47,11 +47,12 @@ class EnsembleMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (E, N, I) to (E, N, output_size), member e on ``x[e]``."""
-        for weight, bias, scale, shift in zip(self.weights[:-1], self.biases[:-1], self.scales, self.shifts, strict=True):
+        *hidden_layers, (last_weight, last_bias) = self._layers()
+        for (weight, bias), scale, shift in zip(hidden_layers, self.scales, self.shifts, strict=True):
             hidden = torch.baddbmm(bias, x, weight)
             normalized = F.layer_norm(hidden, hidden.shape[-1:], eps=_EPSILON)
             x = F.silu(torch.addcmul(shift, normalized, scale))
-        return torch.baddbmm(self.biases[-1], x, self.weights[-1])
+        return torch.baddbmm(last_bias, x, last_weight)
 
     def forward_with_tangent(self, x: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
         """Return the outputs, and their derivatives when ``x`` moves along ``tangent`` (both (E, N, I)).
@@ -59,7 +60,8 @@ class EnsembleMlp(nn.Module):
         Forward-mode differentiation written out, because it can be differentiated once more at a third of the cost of
         differentiating twice backwards through layer normalization.
         """
-        for weight, bias, scale, shift in zip(self.weights[:-1], self.biases[:-1], self.scales, self.shifts, strict=True):
+        *hidden_layers, (last_weight, last_bias) = self._layers()
+        for (weight, bias), scale, shift in zip(hidden_layers, self.scales, self.shifts, strict=True):
             hidden, tangent = torch.baddbmm(bias, x, weight), torch.bmm(tangent, weight)
             centred = hidden - hidden.mean(-1, keepdim=True)
             inverse_std = torch.rsqrt(centred.square().mean(-1, keepdim=True) + _EPSILON)
@@ -72,7 +74,10 @@ class EnsembleMlp(nn.Module):
             gate = torch.sigmoid(scaled)
             x = scaled * gate
             tangent = tangent * (gate + x * (1 - gate))
-        return torch.baddbmm(self.biases[-1], x, self.weights[-1]), torch.bmm(tangent, self.weights[-1])
+        return torch.baddbmm(last_bias, x, last_weight), torch.bmm(tangent, last_weight)
+
+    def _layers(self) -> list[tuple[Tensor, Tensor]]:
+        return list(zip(self.weights, self.biases, strict=True))
 
 
 class RunningNormalizer(nn.Module):

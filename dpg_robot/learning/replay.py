@@ -35,8 +35,8 @@ class Batch:
         """Return this batch followed by another one."""
         return Batch(*(torch.cat([getattr(self, name), getattr(other, name)]) for name in _FIELDS))
 
-    def select(self, index: Tensor) -> Batch:
-        """Return the transitions at ``index``, a tensor of positions or a mask (N,)."""
+    def select(self, index: Tensor | slice) -> Batch:
+        """Return the transitions at ``index``, a tensor of positions, a mask (N,) or a slice."""
         return Batch(*(getattr(self, name)[index] for name in _FIELDS))
 
 

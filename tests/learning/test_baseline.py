@@ -27,18 +27,23 @@ def slope_by_autograd(baseline, observation, action, sigma, direction):
 
 def test_value_and_slope_are_those_of_autograd(case):
     baseline, inputs = case
-    values, slopes = baseline.value_and_slope(*inputs)
+    guess = baseline.guess(*inputs)
     wanted_values, wanted_slopes = slope_by_autograd(baseline, *inputs)
-    assert values.shape == slopes.shape == (2, 7)
+    values = guess.value
+    assert values.shape == guess.slope.shape == (2, 7)
+    assert guess.response.shape == guess.gradient.shape == (2, 7, 3)
     torch.testing.assert_close(values, wanted_values, rtol=1e-11, atol=1e-11)
-    torch.testing.assert_close(slopes, wanted_slopes, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(guess.slope, wanted_slopes, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(guess.gradient, baseline.gradient_head(*inputs[:3]), rtol=1e-11, atol=1e-11)
 
 
 def test_gradients_of_a_loss_on_the_slope_are_those_of_differentiating_twice(case):
     baseline, inputs = case
     parameters = list(baseline.parameters())
     found = []
-    for values, slopes in (baseline.value_and_slope(*inputs), slope_by_autograd(baseline, *inputs)):
+    guess = baseline.guess(*inputs)
+    ours = (guess.value, guess.slope)
+    for values, slopes in (ours, slope_by_autograd(baseline, *inputs)):
         found.append(torch.autograd.grad((slopes**3).sum() + (values * slopes).sum(), parameters))
     for ours, wanted in zip(*found, strict=True):
         assert wanted.abs().max() > 0
@@ -50,5 +55,5 @@ def test_the_slope_is_a_difference_quotient_of_values(case):
     step = 1e-6
     ahead = baseline(observation, action + step * direction, sigma)
     behind = baseline(observation, action - step * direction, sigma)
-    _, slopes = baseline.value_and_slope(observation, action, sigma, direction)
-    torch.testing.assert_close(slopes, (ahead - behind) / (2 * step), rtol=1e-5, atol=1e-6)
+    slope = baseline.guess(observation, action, sigma, direction).slope
+    torch.testing.assert_close(slope, (ahead - behind) / (2 * step), rtol=1e-5, atol=1e-6)

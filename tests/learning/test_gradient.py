@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from dpg_robot.learning.gradient import denoised_action_gradient
+from dpg_robot.learning.gradient import controlled_action_gradient, denoised_action_gradient
 
 SAMPLES = 100_000
 
@@ -150,6 +150,75 @@ def test_the_plain_score_has_the_variance_that_theory_gives():
     assert relative_variance(estimate(world, sigma, "action"), exact) == pytest.approx(
         float(expected / exact.square().sum()), rel=0.03
     )
+
+
+def controlled(world, sigma, outcome, response, direct=None):
+    """One-sample estimates with exact denoisers and the terms of second order; ``direct`` (d,) is added to the target."""
+    samples = world.sample(sigma, torch.Generator().manual_seed(1))
+    samples["noised"].requires_grad_(True)
+    denoised = world.guess("action", ["noised"], samples, sigma)
+    told = samples["action"] if outcome == "action" else world.guess("action", ["noised", outcome], samples, sigma)
+    target = samples["target"][:, 0]
+    baseline = world.guess("target", ["noised"], samples, sigma)[:, 0].detach()
+    if direct is not None:
+        target = target + samples["action"] @ direct
+        baseline = baseline + denoised.detach() @ direct
+        direct = direct.expand(SAMPLES, -1)
+    if response == "best":
+        shift = (told - denoised).detach()
+        response = torch.linalg.lstsq(shift, (target - baseline)[:, None]).solution[:, 0]
+    if response is not None:
+        response = response.expand(SAMPLES, -1)
+    return controlled_action_gradient(
+        target, baseline, told, denoised, sigma, samples["noised"], response=response, direct=direct
+    )
+
+
+@pytest.mark.parametrize("outcome", ["next_state", "target", "action"])
+@pytest.mark.parametrize("actions", [1, 8])
+def test_any_response_keeps_it_unbiased(actions, outcome):
+    world = make_world(actions, noise=0.5)
+    generator = torch.Generator().manual_seed(3)
+    response = torch.randn(actions, generator=generator, dtype=torch.float64)
+    assert deviation(controlled(world, 0.5, outcome, response), world.gradient(0.5)) < 4.5
+
+
+def test_with_the_best_response_nothing_is_left_of_the_variance_where_the_outcome_tells_the_target():
+    # linear world, as many states as actions: the target is a linear function of the shift, so every sample is the gradient
+    world = make_world(8, noise=1.0)
+    exact = world.gradient(0.5)
+    without = relative_variance(estimate(world, 0.5, "next_state"), exact)
+    assert without > 5
+    assert relative_variance(controlled(world, 0.5, "next_state", "best"), exact) < 1e-6 * without
+
+
+def test_the_control_variate_leaves_the_plain_score_the_noise_of_the_world():
+    # (y - b - k . e) is then the world's noise n alone: Var = n^2 v d / sigma^4, v the variance of e = a - D
+    world, sigma = make_world(8, noise=1.0), 0.5
+    spread = sigma**2 / (1 + sigma**2)
+    expected = float(world.noise**2 * world.direction.square().sum()) * spread * 8 / sigma**4
+    exact = world.gradient(sigma)
+    found = relative_variance(controlled(world, sigma, "action", "best"), exact) * float(exact.square().sum())
+    assert found == pytest.approx(expected, rel=0.03)
+
+
+@pytest.mark.parametrize("response", [None, "best"])
+def test_a_target_that_sees_the_action_beside_the_outcome_needs_its_direct_slope(response):
+    world, sigma = make_world(8, noise=1.0), 0.5
+    direct = torch.linspace(-1, 1, 8, dtype=torch.float64)
+    exact = world.gradient(sigma) + direct / (1 + sigma**2)
+    assert deviation(controlled(world, sigma, "next_state", response, direct), exact) < 4.5
+    samples = world.sample(sigma, torch.Generator().manual_seed(1))
+    denoised = world.guess("action", ["noised"], samples, sigma)
+    told = world.guess("action", ["noised", "next_state"], samples, sigma)
+    target = samples["target"][:, 0] + samples["action"] @ direct
+    without = denoised_action_gradient(target, denoised @ (world.direction @ world.gain + direct), told, denoised, sigma)
+    assert deviation(without, exact) > 10
+
+
+def test_without_terms_of_second_order_both_estimates_are_the_same():
+    values = [torch.randn(4), torch.randn(4), torch.randn(4, 2), torch.randn(4, 2), 0.3]
+    assert torch.equal(controlled_action_gradient(*values, torch.randn(4, 2)), denoised_action_gradient(*values))
 
 
 def test_the_formula_by_hand():

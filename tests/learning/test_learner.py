@@ -8,8 +8,7 @@ import torch
 
 from dpg_robot.contract import CommandChannel, Contract, Feature, MeasurementChannel
 from dpg_robot.errors import ConfigError
-from dpg_robot.learning import learner as learner_module
-from dpg_robot.learning.denoiser import action_after_outcome
+from dpg_robot.learning import estimator as estimator_module
 from dpg_robot.learning.learner import Learner, LearnerConfig
 from dpg_robot.learning.replay import Batch, ReplayBuffer
 
@@ -61,52 +60,108 @@ def mean_action(learner):
     return learner.policy.mean_action(torch.zeros(1, 1)).item()
 
 
-@pytest.mark.parametrize("outcome", ["next_state", "reward_and_next_state"])
-def test_a_noisy_bandit_is_solved_with_either_outcome(outcome):
-    learner, metrics = trained(dataclasses.replace(SMALL, outcome=outcome), updates=200)
-    assert mean_action(learner) == pytest.approx(BEST, abs=0.12)
-    assert 0.05 < float(metrics["denoiser/explained"]) < 1, "the outcome must tell the denoiser something"
+VARIANTS = [
+    {"gradient": "reward_and_next_state"},
+    {"gradient": "reward_and_next_state", "amortization": "head"},
+    {"gradient": "reward_and_next_state", "control_variate": False},
+    {"gradient": "next_state"},
+    {"gradient": "target"},
+    {"gradient": "features", "learned_features": 2},
+    {"gradient": "plain"},
+    {"gradient": "plain", "control_variate": False},
+    {"gradient": "critic"},
+]
 
 
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: "-".join(map(str, variant.values())))
+def test_a_noisy_bandit_is_solved_by_every_variant(variant):
+    learner, metrics = trained(dataclasses.replace(SMALL, **variant), updates=250)
+    slower = "head" in variant.values()  # it does not learn from the values
+    assert mean_action(learner) == pytest.approx(BEST, abs=0.25 if slower else 0.15)
+    if learner.config.gradient not in ("plain", "critic"):
+        assert 0.05 < float(metrics["denoiser/explained"]) < 1, "the outcome must tell the denoiser something"
+        assert float(metrics["gradient/variance_told"]) < float(metrics["gradient/variance_plain"])
+        assert float(metrics["denoiser/tower_error"]) < 0.5
+
+
+@pytest.mark.parametrize("amortization", ["slope", "head"])
 @pytest.mark.parametrize("direction", [1.0, -1.0])
-def test_the_policy_follows_the_denoised_gradient(monkeypatch, direction):
+def test_the_policy_follows_the_denoised_gradient(monkeypatch, direction, amortization):
     # an estimate that points one way everywhere has to drive the action to that end, against what the values say
     monkeypatch.setattr(
-        learner_module, "denoised_action_gradient", lambda target, baseline, told, untold, sigma: torch.full_like(told, direction)
+        estimator_module,
+        "controlled_action_gradient",
+        lambda target, baseline, told, *_, **__: torch.full_like(told.detach(), direction),
     )
-    learner, _ = trained(dataclasses.replace(SMALL, slope_weight=100.0), updates=60)
+    learner, _ = trained(dataclasses.replace(SMALL, slope_weight=100.0, amortization=amortization), updates=60)
     assert direction * mean_action(learner) > 0.6
+
+
+def test_with_the_critics_derivative_no_denoiser_is_trained():
+    learner, metrics = trained(dataclasses.replace(SMALL, gradient="critic"), updates=3)
+    fresh = Learner(CONTRACT, learner.config, seed=0)
+    for ours, theirs in zip(learner.denoiser.parameters(), fresh.denoiser.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert not any(name.startswith("denoiser") for name in metrics)
 
 
 def test_the_gradient_gets_what_the_identity_asks_for(monkeypatch):
     calls = []
-    original = learner_module.denoised_action_gradient
+    original = estimator_module.controlled_action_gradient
 
-    def spy(*arguments):
-        calls.append(arguments)
-        return original(*arguments)
+    def spy(*arguments, **named):
+        calls.append((arguments, named))
+        return original(*arguments, **named)
 
-    monkeypatch.setattr(learner_module, "denoised_action_gradient", spy)
-    learner, batch = Learner(CONTRACT, SMALL), random_batch(2000)
+    monkeypatch.setattr(estimator_module, "controlled_action_gradient", spy)
+    learner, batch = Learner(CONTRACT, dataclasses.replace(SMALL, gradient_share=1.0)), random_batch(2000)
     noised = []
-    value_and_slope = learner.baseline.value_and_slope
+    original_guess = learner.baseline.guess
 
     def watch(observation, noised_action, sigma, direction):
         noised.append(noised_action)
-        return value_and_slope(observation, noised_action, sigma, direction)
+        return original_guess(observation, noised_action, sigma, direction)
 
-    monkeypatch.setattr(learner.baseline, "value_and_slope", watch)
+    monkeypatch.setattr(learner.baseline, "guess", watch)
     learner.update(batch)
-    target, baseline, told, untold, sigma = calls[0]
-    assert not any(tensor.requires_grad for tensor in calls[0])
+    (target, baseline, told, untold, sigma, noised_action), named = calls[0]
+    assert not target.requires_grad
+    assert not baseline.requires_grad
+    assert not named["response"].requires_grad
+    assert named["direct"] is None  # nothing remembers the action
     torch.testing.assert_close(target, batch.reward)  # all transitions are terminal
     assert float(sigma.min()) >= SMALL.sigma_min * 0.999
     assert float(sigma.max()) <= SMALL.sigma_max * 1.001
+    torch.testing.assert_close(noised_action.detach(), noised[0])
     noise = (noised[0] - batch.action)[:, 0] / sigma
     assert abs(float(noise.mean())) < 0.1
     assert float(noise.std()) == pytest.approx(1, abs=0.06)
     assert told.shape == untold.shape == batch.action.shape
     assert baseline.shape == target.shape
+
+
+def test_a_target_that_remembers_the_action_has_a_slope_in_it():
+    contract = dataclasses.replace(CONTRACT, history=2)  # observations: place, place@-1, push@-1, place@-2, push@-2
+    learner = Learner(contract, SMALL, seed=3)
+    for parameter in learner.target_baseline.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    batch = Batch(torch.rand(6, 5), torch.rand(6, 1), torch.rand(6), torch.rand(6, 5), torch.tensor([0.0] * 5 + [1.0]))
+    state = learner.generator.get_state()
+
+    def targets(shift):
+        learner.generator.set_state(state)
+        moved = batch.next_observation.clone()
+        moved[:, 2] += shift
+        return learner.target(dataclasses.replace(batch, next_observation=moved)).double()
+
+    learner.generator.set_state(state)
+    target, slope = learner._target_and_slope(batch)
+    assert not target.requires_grad
+    torch.testing.assert_close(target.double(), targets(0.0))
+    torch.testing.assert_close(slope[:, 0].double(), (targets(0.01) - targets(-0.01)) / 0.02, rtol=0.02, atol=1e-3)
+    assert float(slope[:5].abs().min()) > 1e-4
+    assert float(slope[5]) == 0.0
+    assert Learner(CONTRACT, SMALL)._target_and_slope(random_batch())[1] is None
 
 
 def test_a_terminal_state_has_no_future_and_a_time_out_has_one():
@@ -126,14 +181,20 @@ def test_a_terminal_state_has_no_future_and_a_time_out_has_one():
     assert not target.requires_grad
 
 
-def test_the_outcome_is_the_change_of_the_features_and_the_reward_where_asked():
-    contract = dataclasses.replace(CONTRACT, history=2)
-    batch = Batch(torch.rand(3, 5), torch.rand(3, 1), torch.rand(3), torch.rand(3, 5), torch.zeros(3))
-    change = batch.next_observation[:, :1] - batch.observation[:, :1]
-    for kind, expected in (("next_state", change), ("reward_and_next_state", torch.cat([change, batch.reward[:, None]], 1))):
-        learner = Learner(contract, dataclasses.replace(SMALL, outcome=kind))
-        assert torch.equal(learner.outcome(batch), expected)
-        assert learner.outcome_size == expected.shape[1]
+def test_values_rise_to_the_discounted_sum_of_rewards_without_overshooting():
+    # reward 1 for ever
+    config = dataclasses.replace(SMALL, gradient="critic", discount=0.95, target_update=0.05, initial_temperature=1e-6)
+    learner = Learner(CONTRACT, config)
+    generator = torch.Generator().manual_seed(0)
+    values = []
+    for _ in range(600):
+        batch = dataclasses.replace(random_batch(64, generator), reward=torch.ones(64), terminal=torch.zeros(64))
+        batch = dataclasses.replace(batch, next_observation=torch.zeros(64, 1))
+        learner.update(batch, improve_policy=False)
+        with torch.no_grad():
+            values.append(float(learner.baseline(batch.observation, batch.action, torch.zeros(64, 1)).mean()))
+    assert max(values) < 1.1 * 20
+    assert values[-1] > 0.7 * 20
 
 
 def test_the_target_baseline_follows_the_baseline_slowly():
@@ -165,10 +226,10 @@ def test_all_normalizers_see_what_was_observed():
     learner.observe(batch)
     for name, samples in [
         ("policy.normalizer", batch.observation),
-        ("denoiser.observation_normalizer", batch.observation),
-        ("baseline.normalizer", batch.observation),
+        ("estimator.denoiser.observation_normalizer", batch.observation),
+        ("estimator.baseline.normalizer", batch.observation),
         ("target_baseline.normalizer", batch.observation),
-        ("denoiser.outcome_normalizer", learner.outcome(batch)),
+        ("estimator.denoiser.outcome_normalizer", learner.estimator.outcome.measured(batch)),
     ]:
         torch.testing.assert_close(learner.get_submodule(name).mean, samples.mean(0))
 
@@ -191,6 +252,9 @@ def test_all_normalizers_see_what_was_observed():
         ({"action_std": 0.0}, "action_std must be positive"),
         ({"max_gradient_norm": 0.0}, "max_gradient_norm must be positive"),
         ({"target_update": 1.5}, r"target_update must be in \(0, 1\]"),
+        ({"gradient_share": 0.0}, r"gradient_share must be in \(0, 1\]"),
+        ({"learned_features": 0}, "learned_features must be 1 or more"),
+        ({"gradient": "critic", "amortization": "head"}, "amortization must be slope, got head"),
         ({"slope_weight": -1.0}, "slope_weight must be 0 or more"),
         ({"reward_scale": math.inf}, "reward_scale and sigma_max must be finite"),
     ],
@@ -217,7 +281,7 @@ def test_denoiser_and_baseline_see_privileged_numbers_and_the_policy_does_not():
         terminal=torch.zeros(64),
     )
     learner.observe(batch)
-    assert torch.equal(learner.outcome(batch), learner.outcome(plain))
+    assert torch.equal(learner.estimator.outcome.measured(batch), learner.estimator.outcome.measured(plain))
     assert learner.policy(learner.measurable(batch.observation), torch.zeros(64, 1))[0].shape == (64, 1)
     before = [parameter.clone() for parameter in learner.policy.parameters()]
     for _ in range(4):
@@ -227,6 +291,8 @@ def test_denoiser_and_baseline_see_privileged_numbers_and_the_policy_does_not():
     changed = torch.cat([plain.observation, extra + 1], 1)
     for see in (
         lambda observation: learner.baseline(observation, batch.action, sigma),
-        lambda observation: action_after_outcome(learner.denoiser, batch.action, sigma, observation, learner.outcome(batch))[0],
+        lambda observation: learner.estimator.denoise(
+            dataclasses.replace(batch, observation=observation), batch.action, sigma, batch.reward
+        )[0],
     ):
         assert not torch.allclose(see(batch.observation), see(changed))

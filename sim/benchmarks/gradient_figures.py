@@ -1,0 +1,88 @@
+"""The gradient benchmark as figures: cosine to the true gradient against the world's noise, and gains of following it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+_CRITIC_COLOR = "black"
+
+
+def draw_cosines(report: Mapping[str, Any]) -> bytes:
+    """Return a PNG: a panel for each task, a line for each variant with the range of its seeds; dashed, the noise ceiling."""
+    entries = report["simulated"]
+    tasks, colors = list(dict.fromkeys(entry["task"] for entry in entries)), _colors(entries)
+    figure = _figure(len(tasks), 1)
+    for column, task in enumerate(tasks):
+        axes = figure.add_subplot(1, len(tasks), column + 1)
+        own = [entry for entry in entries if entry["task"] == task]
+        for variant, color in colors.items():
+            points = [(entry["noise"], entry["comparisons"][-1]["cosine"]) for entry in own if entry["variant"] == variant]
+            _draw_line(axes, points, color, variant)
+        ceilings = sorted({(entry["noise"], entry["truth"]["split_half_cosine"]) for entry in own})
+        axes.plot(*zip(*ceilings, strict=True), color="gray", linestyle="--", linewidth=1, label="ceiling")
+        axes.set_xscale("log")
+        axes.set_xticks([noise for noise, _ in ceilings], [f"{noise:g}" for noise, _ in ceilings], minor=False)
+        axes.set(title=task, xlabel="noise of the actuators", ylabel="cosine to the true gradient" if column == 0 else "")
+        axes.set_ylim(top=1)
+    return _finish(figure)
+
+
+def draw_robustness(report: Mapping[str, Any]) -> bytes:
+    """Return a PNG: a panel for each world, a line for each variant: true gain against steps along the learned gradient."""
+    entries = [entry for entry in report["simulated"] if entry["robustness"]]
+    colors = _colors(entries)
+    tasks, noises = list(dict.fromkeys(entry["task"] for entry in entries)), sorted({entry["noise"] for entry in entries})
+    figure = _figure(len(noises), len(tasks))
+    for row, task in enumerate(tasks):
+        for column, noise in enumerate(noises):
+            axes = figure.add_subplot(len(tasks), len(noises), row * len(noises) + column + 1)
+            for entry in entries:
+                if (entry["task"], entry["noise"]) == (task, noise):
+                    points = [(each["steps"], each["gain"]) for each in entry["robustness"]]
+                    _draw_line(axes, points, colors[entry["variant"]], entry["variant"])
+            axes.axhline(0, color="gray", linewidth=0.8)
+            axes.set_xscale("log")
+            axes.set_title(f"{task}, noise {noise:g}", fontsize=9)
+            axes.set(xlabel="steps" if row == len(tasks) - 1 else "", ylabel="true gain of the target" if column == 0 else "")
+    return _finish(figure)
+
+
+def _colors(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a color for each variant; that of the critic is black."""
+    variants = list(dict.fromkeys(entry["variant"] for entry in entries))
+    palette = colormaps["tab20" if len(variants) > 11 else "tab10"]
+    others = [variant for variant in variants if variant != "critic"]
+    colors = {variant: palette(index % palette.N) for index, variant in enumerate(others)}
+    return {variant: colors.get(variant, _CRITIC_COLOR) for variant in variants}
+
+
+def _figure(columns: int, rows: int) -> Figure:
+    figure = Figure(figsize=(3.4 * max(1, columns) + 0.4, 2.7 * max(1, rows) + 1.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _draw_line(axes: Axes, points: Sequence[tuple[float, Mapping[str, Any]]], color: Any, label: str) -> None:
+    if points:
+        places = [place for place, _ in points]
+        axes.plot(places, [summary["mean"] for _, summary in points], color=color, marker=".", label=label)
+        low, high = ([edge(summary["values"]) for _, summary in points] for edge in (min, max))
+        axes.fill_between(places, low, high, color=color, alpha=0.15, linewidth=0)
+
+
+def _finish(figure: Figure) -> bytes:
+    handles: dict[str, Any] = {}
+    for axes in figure.axes:
+        handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    if handles:
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(6, len(handles)), frameon=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()

@@ -1,0 +1,84 @@
+"""The true action gradient in simulation: central differences of the mean target, with common random numbers.
+
+The same states are set and the same noise of the world is drawn for every action that is tried, so that the noise largely cancels
+in differences.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sim.benchmarks.gradient_behaviour import States, Target, make_environment
+from sim.benchmarks.gradient_protocol import BehaviourRun
+
+_SIMULATIONS = 2_048  # at once; bounds the memory
+_SEED = 1_000
+
+
+class Consequences:
+    """What actions in given states lead to, on average over the noise of the world.
+
+    Args:
+        run: the world.
+        states: (S) states.
+        target: what is wanted.
+        noise_draws: least number of draws of the noise for each action; rounded up to an even number of rounds.
+    """
+
+    def __init__(self, run: BehaviourRun, states: States, target: Target, noise_draws: int) -> None:
+        self._states, self._target = states, target
+        self._copies = max(1, min(_SIMULATIONS // len(states), -(-noise_draws // 2)))
+        self.rounds = 2 * -(-noise_draws // (2 * self._copies))
+        self._environment = make_environment(run, len(states) * self._copies, seed=0)
+        self._environment.reset()
+
+    def mean_targets(self, actions: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the mean targets (rounds, S) of actions (S, A); the noise is the same at each call and new in each round."""
+        return np.array([self._mean_target(actions, _SEED + index) for index in range(self.rounds)])
+
+    def _mean_target(self, actions: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
+        environment, states = self._environment, self._states
+        environment.reseed(seed)
+        environment.set_state(self._repeat(states.qpos), self._repeat(states.qvel))
+        if states.activation.shape[1]:
+            environment.physics.act[:] = self._repeat(states.activation)
+            environment.physics.forward(np.arange(environment.num_envs))
+        step = environment.step(self._repeat(actions))
+        reward, terminal = torch.from_numpy(step.reward / environment.action_repeat), torch.from_numpy(step.terminal).float()
+        targets = self._target(reward, torch.from_numpy(step.final_obs), terminal)
+        means: NDArray[np.float64] = targets.double().numpy().reshape(len(states), self._copies).mean(1)
+        return means
+
+    def _repeat(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.repeat(values, self._copies, axis=0)
+
+
+def true_gradient(consequences: Consequences, actions: NDArray[np.float64], difference: float) -> NDArray[np.float64]:
+    """Return the gradient (2, S, A) at actions (S, A), from each half of the draws of the noise on its own."""
+    halves = np.zeros((2, *actions.shape))
+    for index in range(actions.shape[1]):
+        step = np.zeros(actions.shape[1])
+        step[index] = difference
+        change = consequences.mean_targets(actions + step) - consequences.mean_targets(actions - step)
+        for half in (0, 1):
+            halves[half, :, index] = change[half::2].mean(0) / (2 * difference)
+    return halves
+
+
+def compare(estimate: Tensor, truth: Tensor) -> dict[str, float]:
+    """Return how close gradients (S, A) are to the true ones (S, A).
+
+    ``cosine`` is that of all states together, ``cosine_per_state`` the mean over states, ``relative_error`` the distance over the
+    norm of the truth, and ``norm_ratio`` the ratio of the norms.
+    """
+    estimate, truth = estimate.double(), truth.double()
+    norm, true_norm = float(estimate.norm()), max(float(truth.norm()), 1e-300)
+    return {
+        "cosine": float((estimate * truth).sum()) / max(norm * true_norm, 1e-300),
+        "cosine_per_state": float(torch.nn.functional.cosine_similarity(estimate, truth, dim=1, eps=1e-30).mean()),
+        "relative_error": float((estimate - truth).norm()) / true_norm,
+        "norm_ratio": norm / true_norm,
+    }

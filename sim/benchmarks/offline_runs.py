@@ -1,0 +1,203 @@
+"""Carries out runs of the offline benchmark and keeps their results, one small JSON file each."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dpg_robot.data.datasets import Dataset
+from dpg_robot.data.minari_format import read_dataset
+from dpg_robot.files import write_atomically
+from dpg_robot.learning.offline import OfflineLearner, digest, to_batch
+from sim.benchmarks.learning_results import ResultError, describe_code, describe_versions, now
+from sim.benchmarks.offline_data import dataset_folder
+from sim.benchmarks.offline_peers import Peer, export_transitions
+from sim.benchmarks.offline_protocol import OfflinePeerConfig, OfflineRun, OurOfflineConfig
+from sim.collect import make_again
+
+Act = Callable[[NDArray[np.float32]], NDArray[Any]]
+_FINAL_LEARNING_RATE_FACTOR = 0.05
+
+
+@dataclass(frozen=True)
+class OfflineResult:
+    """What a run gave.
+
+    Attributes:
+        curve: ``updates`` and the ``returns`` of all episodes, one entry per evaluation.
+        behaviour_return: mean return of the episodes in the data.
+        data: digest of the transitions.
+        training_s: time of the updates, s.
+        versions: of Python and the packages that matter; of d3rlpy's own Python for a peer.
+        code: git commit and whether the tree differed from it, and a digest of the learner's source.
+        date: when the run ended, UTC.
+    """
+
+    curve: list[dict[str, Any]]
+    behaviour_return: float
+    data: str
+    training_s: float
+    versions: dict[str, Any]
+    code: dict[str, Any]
+    date: str
+
+    @property
+    def final_return(self) -> float:
+        """Mean return of the last evaluation."""
+        return float(np.mean(self.curve[-1]["returns"]))
+
+
+def execute(run: OfflineRun, results: Path, python: Path | None) -> OfflineResult:
+    """Carry out one run in this process.
+
+    Args:
+        run: what to run.
+        results: folder of all results, which has the data sets.
+        python: a Python that has d3rlpy, for a peer.
+    """
+    torch.set_num_threads(1)
+    code = describe_code()
+    dataset = read_dataset(dataset_folder(results, run.task, run.kind))
+    judge = _Judge(run, dataset)
+    if isinstance(run.settings, OurOfflineConfig):
+        curve, training_s = _train_ours(run, run.settings, dataset, judge)
+        versions: dict[str, Any] = describe_versions()
+    else:
+        if python is None:
+            raise ResultError(f"{run.title} needs a Python that has d3rlpy; name it with --d3rlpy-python")
+        curve, training_s, versions = _train_peer(run, run.settings, dataset, judge, python)
+    data = digest(to_batch(dataset.transitions(), dataset.contract))
+    return OfflineResult(curve, float(dataset.returns.mean()), data, round(training_s, 3), versions, code, now())
+
+
+def _train_ours(
+    run: OfflineRun, settings: OurOfflineConfig, dataset: Dataset, judge: _Judge
+) -> tuple[list[dict[str, Any]], float]:
+    learner = OfflineLearner(dataset.contract, settings.learner, settings.behaviour, run.seed)
+    data = to_batch(dataset.transitions(), dataset.contract)
+    learner.observe(data)
+    generator = torch.Generator().manual_seed(run.seed)
+
+    @torch.no_grad()
+    def act(observations: NDArray[np.float32]) -> NDArray[Any]:
+        action: NDArray[Any] = learner.policy.mean_action(torch.from_numpy(observations)).numpy()
+        return action
+
+    def train(updates: int) -> None:
+        for _ in range(updates):
+            share = int(learner.updates) / run.updates
+            learner.set_learning_rate_factor(1 - (1 - _FINAL_LEARNING_RATE_FACTOR) * share)
+            learner.update(data.select(torch.randint(len(data), (settings.learner.batch_size,), generator=generator)))
+
+    return _alternate(run, train, act, judge)
+
+
+def _train_peer(
+    run: OfflineRun, settings: OfflinePeerConfig, dataset: Dataset, judge: _Judge, python: Path
+) -> tuple[list[dict[str, Any]], float, dict[str, Any]]:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "transitions.npz"
+        export_transitions(dataset, file)
+        log = Path(folder) / "log.txt"
+        sizes, discount, batch_size = settings.hidden_sizes, settings.discount, settings.batch_size
+        with Peer(python, settings.algorithm, file, run.seed, sizes, discount, batch_size, log) as peer:
+            curve, training_s = _alternate(run, peer.train, peer.act, judge)
+            return curve, training_s, {name: value for name, value in peer.versions.items() if name != "ready"}
+
+
+def _alternate(run: OfflineRun, train: Callable[[int], None], act: Act, judge: _Judge) -> tuple[list[dict[str, Any]], float]:
+    """Train and evaluate in turn; returns the curve and the time of training alone."""
+    curve, training_s = [], 0.0
+    for updates in range(run.evaluate_every, run.updates + 1, run.evaluate_every):
+        started = time.perf_counter()
+        train(run.evaluate_every)
+        training_s += time.perf_counter() - started
+        curve.append({"updates": updates, "returns": [round(float(value), 3) for value in judge.returns(act)]})
+    return curve, training_s
+
+
+class _Judge:
+    """The simulation that the data came from, with the same episodes for every algorithm."""
+
+    def __init__(self, run: OfflineRun, dataset: Dataset) -> None:
+        self._environment = make_again(dataset.settings["world"], run.evaluation_episodes, run.evaluation_seed)
+        self._start = self._environment.state_dict()
+
+    def returns(self, act: Act) -> NDArray[np.float64]:
+        """Return the undiscounted returns (episodes,) of one episode in each environment."""
+        environment = self._environment
+        environment.load_state_dict(self._start)
+        observations = environment.reset()
+        returns = np.zeros(environment.num_envs)
+        running = np.ones(environment.num_envs, dtype=np.bool_)
+        while running.any():
+            step = environment.step(act(observations))
+            returns += step.reward * running
+            running &= ~(step.terminal | step.timeout)
+            observations = step.obs
+        return returns
+
+
+def execute_all(
+    runs: Sequence[OfflineRun], results: Path, python: Path | None, jobs: int
+) -> Iterator[tuple[OfflineRun, OfflineResult | None, str]]:
+    """Carry out runs in up to ``jobs`` processes and yield each with its result, or None and a traceback; writes results."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that start now
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
+        futures = {pool.submit(execute, run, results, python): run for run in runs}
+        try:
+            for future in as_completed(futures):
+                run = futures[future]
+                if error := future.exception():
+                    yield run, None, "".join(traceback.format_exception(error))
+                    continue
+                write_result(results, run, future.result())
+                yield run, future.result(), ""
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def write_result(folder: Path, run: OfflineRun, result: OfflineResult) -> None:
+    """Write the result of a run to its place in the folder of all results."""
+    path = folder / run.place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"specification": run.specification(), **dataclasses.asdict(result)}
+    write_atomically(path, json.dumps(content, indent=1).encode())
+
+
+def read_results(folder: Path, runs: Iterable[OfflineRun]) -> dict[OfflineRun, OfflineResult]:
+    """Return the results of runs that are there.
+
+    Raises:
+        ResultError: a file that cannot be read, or a result of other settings.
+    """
+    results = {}
+    for run in runs:
+        path = folder / run.place
+        if not path.exists():
+            continue
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            specification = content.pop("specification")
+            result = OfflineResult(**content)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ResultError(f"{path} is not the result of a run ({error}); remove it") from error
+        if specification != json.loads(json.dumps(run.specification())):
+            raise ResultError(f"{path} is a result of other settings; remove it, or choose another folder with --results")
+        results[run] = result
+    return results
