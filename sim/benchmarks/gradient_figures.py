@@ -26,7 +26,7 @@ def draw_cosines(report: Mapping[str, Any]) -> bytes:
             points = [(entry["noise"], entry["comparisons"][-1]["cosine"]) for entry in own if entry["variant"] == variant]
             _draw_line(axes, points, color, variant)
         ceilings = sorted({(entry["noise"], entry["truth"]["split_half_cosine"]) for entry in own})
-        axes.plot(*zip(*ceilings, strict=True), color="gray", linestyle="--", linewidth=1, label="ceiling")
+        axes.plot(*zip(*ceilings, strict=True), color="gray", linestyle="--", marker=".", linewidth=1, label="ceiling")
         axes.set_xscale("log")
         axes.set_xticks([noise for noise, _ in ceilings], [f"{noise:g}" for noise, _ in ceilings], minor=False)
         axes.set(title=task, xlabel="noise of the actuators", ylabel="cosine to the true gradient" if column == 0 else "")
@@ -82,7 +82,8 @@ def _finish(figure: Figure) -> bytes:
     for axes in figure.axes:
         handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     if handles:
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(6, len(handles)), frameon=False)
+        columns = max(1, min(len(handles), int(figure.get_figwidth() / 2.4)))
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     return buffer.getvalue()

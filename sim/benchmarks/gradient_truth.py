@@ -57,14 +57,15 @@ class Consequences:
 
 
 def true_gradient(consequences: Consequences, actions: NDArray[np.float64], difference: float) -> NDArray[np.float64]:
-    """Return the gradient (2, S, A) at actions (S, A), from each half of the draws of the noise on its own."""
+    """Return the gradient (2, S, A) at actions (S, A) in [-1, 1], from each half of the draws of the noise on its own."""
     halves = np.zeros((2, *actions.shape))
     for index in range(actions.shape[1]):
         step = np.zeros(actions.shape[1])
         step[index] = difference
-        change = consequences.mean_targets(actions + step) - consequences.mean_targets(actions - step)
+        higher, lower = np.minimum(actions + step, 1.0), np.maximum(actions - step, -1.0)
+        change = consequences.mean_targets(higher) - consequences.mean_targets(lower)
         for half in (0, 1):
-            halves[half, :, index] = change[half::2].mean(0) / (2 * difference)
+            halves[half, :, index] = change[half::2].mean(0) / (higher - lower)[:, index]
     return halves
 
 

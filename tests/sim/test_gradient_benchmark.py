@@ -2,12 +2,15 @@
 
 import dataclasses
 import json
+import runpy
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from dpg_robot.config import load_config
+from dpg_robot.config import dump_config, load_config
 from dpg_robot.errors import ConfigError, UnknownNameError
 from dpg_robot.learning.settings import LearnerConfig
 from sim.benchmarks.gradient_behaviour import States, make_environment
@@ -31,6 +34,7 @@ from sim.benchmarks.gradient_runs import execute, execute_all
 from sim.benchmarks.gradient_truth import Consequences, compare, true_gradient
 from sim.benchmarks.learning_results import ResultError
 
+SCRIPT = Path(__file__).parents[2] / "launch" / "benchmark.py"
 LEARNER = LearnerConfig(hidden_sizes=(8,), batch_size=16)
 TINY = GradientProtocol(
     linear=LinearConfig((1,), (1.0,), hidden_sizes=(8,), updates=3, batch_size=16, samples=100),
@@ -80,9 +84,11 @@ def test_the_true_gradient_is_that_of_a_target_that_is_smooth_in_the_next_state(
     states = states_of(run, 3)
     speed = Consequences(run, states, lambda reward, observation, terminal: observation[:, 3], 2)
     squared = Consequences(run, states, lambda reward, observation, terminal: observation[:, 3] ** 2, 2)
-    actions = np.array([[-0.5], [0.2], [0.9]])
+    actions = np.array([[-0.5], [0.2], [0.97]])  # the last difference ends at 1
     slope, value = true_gradient(speed, actions, 0.05).mean(0), speed.mean_targets(actions).mean(0)
-    assert (slope > 0.01).all(), "force to the right makes it faster to the right"
+    full, none = (speed.mean_targets(np.full_like(actions, force)).mean(0) for force in (1.0, -1.0))
+    assert (full - none > 0.02).all(), "force to the right makes it faster to the right"
+    np.testing.assert_allclose(slope[:, 0], (full - none) / 2, rtol=0.02)
     np.testing.assert_allclose(true_gradient(squared, actions, 0.05).mean(0), 2 * value[:, None] * slope, rtol=0.01, atol=1e-5)
 
 
@@ -139,6 +145,20 @@ def test_all_stages_give_a_report_with_tables_csv_and_figures(finished):
     assert len({len(line.split(",")) for line in lines if "baseline of" not in line}) == 1
     for figure in (draw_cosines(report), draw_robustness(report)):
         assert figure.startswith(b"\x89PNG")
+
+
+def test_the_command_does_nothing_again_and_writes_what_it_reports(finished, tmp_path, monkeypatch, capsys):
+    dump_config(TINY, tmp_path / "tiny.yaml")
+    files = {name: tmp_path / f"report.{name}" for name in ("json", "csv", "png")}
+    options = ["--config", tmp_path / "tiny.yaml", "--results", finished, "--only", "part=simulated", "--quiet"]
+    options += ["--json", files["json"], "--csv", files["csv"], "--figure", files["png"]]
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "gradient", *map(str, options)])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+    out, err = capsys.readouterr()
+    assert "0 runs to do, 2 of 2 are there already" in err
+    assert "2 of 2 runs" in out
+    assert json.loads(files["json"].read_text())["simulated"][0]["variant"] == "critic"
+    assert all(path.stat().st_size for path in files.values())
 
 
 def test_the_same_run_gives_the_same_numbers(finished, tmp_path):
@@ -204,7 +224,7 @@ def test_runs_are_chosen_by_labels():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["truth.largest_action=0.99"], "actions beyond 1 are clipped"),
+        (["truth.largest_action=1.5"], "largest_action must be at most 1"),
         (["behaviour.states=10"], "behaviour.states must be at least"),
         (["behaviour.transitions=1_000_000"], "transitions must be at most decisions"),
         (["updates=[]"], "updates must be positive"),
