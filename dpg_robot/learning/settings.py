@@ -24,7 +24,7 @@ class LearnerConfig:
     amortization: Amortization = setting(
         "slope", "where the gradient is learned: the slope of the baseline (beside its values), or a head of its own"
     )
-    control_variate: bool = setting(True, "whether a learned linear response to the denoised shift lowers the variance")
+    control_variate: bool = setting(False, "whether a learned linear response to the denoised shift lowers the variance")
     learned_features: int = setting(8, "features of the outcome that are learned with gradient=features")
     slope_weight: float = setting(1.0, "weight of the gradient estimates beside the values, over that of their precision")
     gradient_share: float = setting(0.5, "share of each batch that teaches denoiser and gradient; all of it teaches the values")

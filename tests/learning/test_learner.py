@@ -63,12 +63,12 @@ def mean_action(learner):
 VARIANTS = [
     {"gradient": "reward_and_next_state"},
     {"gradient": "reward_and_next_state", "amortization": "head"},
-    {"gradient": "reward_and_next_state", "control_variate": False},
+    {"gradient": "reward_and_next_state", "control_variate": True},
     {"gradient": "next_state"},
     {"gradient": "target"},
     {"gradient": "features", "learned_features": 2},
     {"gradient": "plain"},
-    {"gradient": "plain", "control_variate": False},
+    {"gradient": "plain", "control_variate": True},
     {"gradient": "critic"},
 ]
 
@@ -114,7 +114,7 @@ def test_the_gradient_gets_what_the_identity_asks_for(monkeypatch):
         return original(*arguments, **named)
 
     monkeypatch.setattr(estimator_module, "controlled_action_gradient", spy)
-    learner, batch = Learner(CONTRACT, dataclasses.replace(SMALL, gradient_share=1.0)), random_batch(2000)
+    learner, batch = Learner(CONTRACT, dataclasses.replace(SMALL, gradient_share=1.0, control_variate=True)), random_batch(2000)
     noised = []
     original_guess = learner.baseline.guess
 

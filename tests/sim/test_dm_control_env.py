@@ -310,10 +310,12 @@ def test_names_functions_and_pushes_that_cannot_be_used_are_refused():
 
 
 PARENT = """
+import signal
 import sys
 import numpy as np
 from sim.dm_control_env import make_dm_control
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
     env = make_dm_control(sys.argv[1], num_envs=2, num_threads=2)
     env.reset()
     print(*env.pids, flush=True)
