@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from dpg_robot.config import add_config_arguments, config_from_arguments, config_to_dict, dump_config, load_config, setting
+from dpg_robot.config import add_config_arguments, config_from_arguments, dump_config, setting
 from dpg_robot.data.datasets import Dataset, DatasetError, with_history
 from dpg_robot.data.minari_format import read_dataset
-from dpg_robot.errors import CheckpointError, DpgError
+from dpg_robot.errors import DpgError
 from dpg_robot.files import write_atomically
-from dpg_robot.learning.checkpoint import load_checkpoint
+from dpg_robot.learning.checkpoint import load_checkpoint, require_run_folder
 from dpg_robot.learning.learner import LearnerConfig
 from dpg_robot.learning.offline import BehaviourConfig, OfflineLearner, to_batch
 from dpg_robot.learning.offline_trainer import OfflineTrainer, OfflineTrainerConfig
@@ -56,7 +56,7 @@ class OfflineConfig:
 def train_offline(config: OfflineConfig, folder: Path, resume: bool, show_progress: bool) -> dict[str, Any]:
     """Train on the data set, and measure the policy where there is a simulation of its world."""
     dataset, learner = prepare(config)
-    prepare_folder(config, folder, resume)
+    require_run_folder(config, folder, resume)
     data = to_batch(dataset.transitions(config.history), dataset.contract)
     judge = Judge(dataset, config, learner)
     trainer = OfflineTrainer(learner, config.trainer, data, folder, judge.evaluate if judge.possible else None, config.seed)
@@ -77,7 +77,7 @@ def train_online(config: OfflineConfig, start: Path, folder: Path, resume: bool,
         raise DatasetError("online learning keeps the best policy by evaluation; set evaluation_episodes to 2 or more")
     tensors, state = load_checkpoint(best_checkpoint(start))
     restore_learner(learner, tensors, state)
-    prepare_folder(config, folder, resume)
+    require_run_folder(config, folder, resume)
     world = require_world(dataset)
     environment = make_again(world, config.online.num_envs, config.seed + 3_000_017, config.num_threads)
     judge = Judge(dataset, config, learner)
@@ -110,19 +110,6 @@ def prepare(config: OfflineConfig) -> tuple[Dataset, OfflineLearner]:
             file=sys.stderr,
         )
     return dataset, learner
-
-
-def prepare_folder(config: OfflineConfig, folder: Path, resume: bool) -> None:
-    """Refuse a run folder that is in use, or that was started with other settings."""
-    resolved = folder / "config.yaml"
-    if resume and resolved.exists() and (stored := load_config(OfflineConfig, resolved)) != config:
-        changed = [name for name, value in config_to_dict(config).items() if config_to_dict(stored)[name] != value]
-        raise CheckpointError(
-            f"{folder} was started with other settings ({', '.join(changed)} differ); "
-            f"resume with --config {resolved}, or start a new run in another --run folder"
-        )
-    if not resume and folder.exists() and any(folder.iterdir()):
-        raise CheckpointError(f"{folder} is not empty; continue it with --resume, or choose another --run folder")
 
 
 def require_world(dataset: Dataset) -> dict[str, Any]:

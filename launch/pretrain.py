@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 import sim
-from dpg_robot.config import add_config_arguments, config_from_arguments, config_to_dict, dump_config, load_config, setting
-from dpg_robot.errors import CheckpointError, ConfigError, DpgError
+from dpg_robot.config import add_config_arguments, config_from_arguments, dump_config, setting
+from dpg_robot.errors import ConfigError, DpgError
 from dpg_robot.files import write_atomically
+from dpg_robot.learning.checkpoint import require_run_folder
 from dpg_robot.learning.learner import Learner, LearnerConfig
 from dpg_robot.learning.trainer import Trainer, TrainerConfig, evaluate, load_learner
 
@@ -72,19 +73,11 @@ def pretrain(config: PretrainConfig, folder: Path, resume: bool, show_progress: 
         raise ConfigError("privileged=true needs randomized dynamics to show; choose a randomization, or set privileged=false")
     learner = Learner(environment.contract(config.history), config.learner, config.seed, config.device, privileged_size)
     evaluation_environment = make_environment(config, config.evaluation_episodes, config.seed + 1_000_003)
-    resolved = folder / "config.yaml"
-    if resume and resolved.exists() and (stored := load_config(PretrainConfig, resolved)) != config:
-        changed = [name for name, value in config_to_dict(config).items() if config_to_dict(stored)[name] != value]
-        raise CheckpointError(
-            f"{folder} was started with other settings ({', '.join(changed)} differ); "
-            f"resume with --config {resolved}, or start a new run in another --run folder"
-        )
-    if not resume and folder.exists() and any(folder.iterdir()):
-        raise CheckpointError(f"{folder} is not empty; continue it with --resume, or choose another --run folder")
+    require_run_folder(config, folder, resume)
     trainer = Trainer(learner, config.trainer, environment, evaluation_environment, folder, config.seed)
     if resume and trainer.resume():
         print(f"resumed {folder} after {trainer.updates} updates", file=sys.stderr)
-    dump_config(config, resolved)
+    dump_config(config, folder / "config.yaml")
     best = trainer.run(show_progress)
     policy = load_learner(best)[0].policy
     fresh = make_environment(config, config.evaluation_episodes, config.seed + 2_000_003)

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dpg_robot.config import config_to_dict, load_config
 from dpg_robot.errors import CheckpointError, did_you_mean
 from dpg_robot.files import new_folder
 
@@ -79,6 +80,28 @@ def load_checkpoint(folder: str | Path) -> tuple[dict[str, dict[str, Tensor]], d
 def _hash_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_run_folder(config: Any, folder: Path, resume: bool) -> None:
+    """Refuse a run folder that is in use, or whose run (``config.yaml`` in it) was started with other settings.
+
+    Args:
+        config: settings of the run, a configuration dataclass.
+        folder: run folder; it need not exist.
+        resume: whether a run in the folder is to be continued.
+
+    Raises:
+        CheckpointError: as above; the message names the settings that differ.
+    """
+    resolved = folder / "config.yaml"
+    if resume and resolved.exists() and (stored := load_config(type(config), resolved)) != config:
+        changed = [name for name, value in config_to_dict(config).items() if config_to_dict(stored)[name] != value]
+        raise CheckpointError(
+            f"{folder} was started with other settings ({', '.join(changed)} differ); "
+            f"resume with --config {resolved}, or start a new run in another --run folder"
+        )
+    if not resume and folder.exists() and any(folder.iterdir()):
+        raise CheckpointError(f"{folder} is not empty; continue it with --resume, or choose another --run folder")
 
 
 def load_into(module: torch.nn.Module, tensors: dict[str, Tensor], what: str) -> None:

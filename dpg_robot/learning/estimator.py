@@ -105,7 +105,7 @@ class GradientEstimator(nn.Module):
         batch, target = batch.select(part), target[part]
         if direct is not None:
             direct = direct[part]
-        noised_action, sigma = self._noise_actions(batch.action, generator)
+        noised_action, sigma = self.noise_actions(batch.action, generator)
         direction = 2.0 * torch.randint_like(batch.action, 2, generator=generator) - 1.0
         guess = self.baseline.guess(batch.observation, noised_action, sigma, direction)
         if self.config.gradient == "critic":
@@ -114,9 +114,7 @@ class GradientEstimator(nn.Module):
         expected = guess.value.detach().mean(0)
         attached = noised_action.clone().requires_grad_(self.config.control_variate or direct is not None)
         told, untold = self.denoise(batch, attached, sigma, target - expected)
-        denoising_loss = self.denoiser.loss(untold, batch.action, sigma)
-        if self.config.gradient != "plain":
-            denoising_loss = denoising_loss + self.denoiser.loss(told, batch.action, sigma)
+        denoising_loss = self.denoising_loss(told, untold, batch.action, sigma)
         feature_loss = self.outcome.loss(batch, target - expected)
 
         shift = (told - untold).detach() / sigma
@@ -149,7 +147,13 @@ class GradientEstimator(nn.Module):
         # Random signs v have E[v v^T] = 1, so E[(v . slope - v . gradient)^2] = |slope - gradient|^2.
         return ((guess.slope - (gradient * direction).sum(-1)) * sigma[:, 0]).square().mean()
 
-    def _noise_actions(self, action: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def denoising_loss(self, told: Tensor, untold: Tensor, action: Tensor, sigma: Tensor) -> Tensor:
+        """Return the mean squared error of what :meth:`denoise` gave (N, A); the plain score has only one of them to learn."""
+        loss = self.denoiser.loss(untold, action, sigma)
+        return loss if self.config.gradient == "plain" else loss + self.denoiser.loss(told, action, sigma)
+
+    def noise_actions(self, action: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return noised copies (N, A) of actions, and the sigmas (N, 1) of their noise."""
         low, high = math.log(self.config.sigma_min), math.log(self.config.sigma_max)
         uniform = torch.rand(len(action), 1, generator=generator, device=action.device)
         sigma = torch.exp(low + (high - low) * uniform)

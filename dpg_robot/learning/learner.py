@@ -156,7 +156,7 @@ class Learner(nn.Module):
         """
         metrics = self._update_estimators(batch)
         if improve_policy and int(self.updates) % self.config.policy_update_interval == 0:
-            metrics |= self._update_policy(batch.observation)
+            metrics |= self._update_policy(batch)
         self.updates += 1
         return metrics
 
@@ -171,13 +171,13 @@ class Learner(nn.Module):
         self._update_target()
         return metrics
 
-    def _update_policy(self, observation: Tensor) -> dict[str, Tensor]:
-        noise = self._normal(len(observation), self.contract.num_actions)
-        action, log_probability = self.policy(self.measurable(observation), noise)
-        slope = self.estimator.action_gradient(observation, action.detach())
+    def _update_policy(self, batch: Batch) -> dict[str, Tensor]:
+        noise = self._normal(*batch.action.shape)
+        action, log_probability = self.policy(self.measurable(batch.observation), noise)
+        ascent, metrics = self._ascent(batch, action.detach())
         temperature = self.log_temperature.exp()
         # chain rule: d value / d theta = (d value / d a) * (d alpha / d theta)
-        policy_loss = (temperature.detach() * log_probability - (slope * action).sum(-1)).mean()
+        policy_loss = (temperature.detach() * log_probability - (ascent * action).sum(-1)).mean()
         entropy_gap = -log_probability.detach().mean() - self.config.target_entropy_per_action * self.contract.num_actions
         self.optimizers["policy"].zero_grad(set_to_none=True)
         (policy_loss + self.log_temperature * entropy_gap).backward()
@@ -186,8 +186,13 @@ class Learner(nn.Module):
         return {
             "policy/entropy": -log_probability.detach().mean(),
             "policy/temperature": temperature.detach(),
-            "policy/slope": slope.abs().mean(),
+            **metrics,
         }
+
+    def _ascent(self, batch: Batch, action: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return where the policy's actions (N, A) are to move, without a graph, and scalars to log."""
+        slope = self.estimator.action_gradient(batch.observation, action)
+        return slope, {"policy/slope": slope.abs().mean()}
 
     @torch.no_grad()
     def _update_target(self) -> None:

@@ -107,13 +107,8 @@ class OfflineLearner(Learner):
         share = (int(self.updates) - self.online_since) / self.behaviour.decay_updates
         return self.behaviour.weight * max(0.0, 1.0 - share)
 
-    def update(self, batch: Batch, *, improve_policy: bool = True) -> dict[str, Tensor]:
-        """Update the networks once on a batch of transitions; see :meth:`Learner.update`."""
-        metrics = self._update_estimators(batch) if self.has_rewards else self._update_denoiser(batch)
-        if improve_policy and int(self.updates) % self.config.policy_update_interval == 0:
-            metrics |= self._improve(batch)
-        self.updates += 1
-        return metrics
+    def _update_estimators(self, batch: Batch) -> dict[str, Tensor]:
+        return super()._update_estimators(batch) if self.has_rewards else self._update_denoiser(batch)
 
     def _bootstrap(self, batch: Batch, next_observation: Tensor, generator: torch.Generator | None = None) -> Tensor:
         noise = self._normal(*batch.action.shape, generator=generator)
@@ -123,27 +118,15 @@ class OfflineLearner(Learner):
         target: Tensor = self.config.reward_scale * batch.reward + self.config.discount * (1 - batch.terminal) * next_value
         return target
 
-    def _improve(self, batch: Batch) -> dict[str, Tensor]:
-        """Move the policy along the slope of the values and the pull of the behaviour."""
-        noise = self._normal(*batch.action.shape)
-        action, log_probability = self.policy(self.measurable(batch.observation), noise)
-        slope = self._normalized_slope(batch.observation, action.detach())
-        pull = self._pull(batch, action.detach())
-        temperature = self.log_temperature.exp()
+    def _ascent(self, batch: Batch, action: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the slope of the values and the pull of the behaviour, summed, and scalars to log."""
+        slope = self._normalized_slope(batch.observation, action)
+        pull = self._pull(batch, action)
         # chain rule: d / d theta of value / size + weight * log density of the behaviour
-        ascent = slope + self.pull_weight * pull
-        policy_loss = (temperature.detach() * log_probability - (ascent * action).sum(-1)).mean()
-        entropy_gap = -log_probability.detach().mean() - self.config.target_entropy_per_action * self.contract.num_actions
-        self.optimizers["policy"].zero_grad(set_to_none=True)
-        (policy_loss + self.log_temperature * entropy_gap).backward()
-        nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_gradient_norm)
-        self.optimizers["policy"].step()
-        return {
-            "policy/entropy": -log_probability.detach().mean(),
-            "policy/temperature": temperature.detach(),
+        return slope + self.pull_weight * pull, {
             "policy/slope": slope.abs().mean(),
             "policy/pull": self.pull_weight * pull.abs().mean(),
-            "policy/distance_to_data": (action.detach() - batch.action).square().mean().sqrt(),
+            "policy/distance_to_data": (action - batch.action).square().mean().sqrt(),
         }
 
     def _normalized_slope(self, observation: Tensor, action: Tensor) -> Tensor:
@@ -161,18 +144,16 @@ class OfflineLearner(Learner):
         """Return where the behaviour pulls actions (N, A)."""
         if self.behaviour.pull == "actions":
             return batch.action - action
-        noised_action, sigma = self._noise(action)
+        noised_action, sigma = self.estimator.noise_actions(action, self.generator)
         denoised = self._denoise_untold(batch.observation, noised_action, sigma)
         # The score (D - noised_action) / sigma^2, plus noise / sigma, which has mean zero and takes most of the variance out.
         return (denoised - action) / sigma.square()
 
     def _update_denoiser(self, batch: Batch) -> dict[str, Tensor]:
         """Train the denoiser alone."""
-        noised_action, sigma = self._noise(batch.action)
+        noised_action, sigma = self.estimator.noise_actions(batch.action, self.generator)
         told, untold = self.estimator.denoise(batch, noised_action, sigma, torch.zeros_like(batch.reward))
-        loss = self.denoiser.loss(untold, batch.action, sigma)
-        if self.config.gradient != "plain":
-            loss = loss + self.denoiser.loss(told, batch.action, sigma)
+        loss = self.estimator.denoising_loss(told, untold, batch.action, sigma)
         self.optimizers["estimators"].zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.denoiser.parameters(), self.config.max_gradient_norm)
@@ -184,13 +165,6 @@ class OfflineLearner(Learner):
         outcome = torch.zeros(len(sigma), self.estimator.outcome.size, device=self.device)
         denoised: Tensor = self.denoiser(noised_action, sigma, observation, outcome, nothing)
         return denoised
-
-    def _noise(self, action: Tensor) -> tuple[Tensor, Tensor]:
-        """Return noised copies (N, A) of actions and their sigmas (N, 1), drawn as the denoiser was trained."""
-        low, high = math.log(self.config.sigma_min), math.log(self.config.sigma_max)
-        uniform = torch.rand(len(action), 1, generator=self.generator, device=self.device)
-        sigma = torch.exp(low + (high - low) * uniform)
-        return action + sigma * self._normal(*action.shape), sigma
 
 
 def to_batch(transitions: Transitions, contract: Contract) -> Batch:

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TypeAlias
 
 from dpg_robot.config import config_to_dict, setting
-from dpg_robot.errors import ConfigError, unknown_name
+from dpg_robot.errors import unknown_name
 from dpg_robot.learning.settings import Amortization, GradientKind, LearnerConfig
+from sim.benchmarks.filters import parse_filters
 from sim.tasks import TASKS
 
 
@@ -290,17 +291,7 @@ def select_runs(runs: Sequence[LinearRun | VariantRun], filters: Sequence[str]) 
     for run in runs:
         for key, value in run.labels.items():
             known.setdefault(key, set()).add(value)
-    wanted: dict[str, set[str]] = {}
-    for item in filters:
-        key, separator, text = item.partition("=")
-        if not separator or not text:
-            raise ConfigError(f"--only {item}: expected KEY=NAME or KEY=NAME,NAME with KEY one of {', '.join(known)}")
-        if key not in known:
-            raise unknown_name("filter", key, known)
-        for name in text.split(","):
-            if name not in known[key]:
-                raise unknown_name(f"{key} of this protocol", name, known[key])
-            wanted.setdefault(key, set()).add(name)
+    wanted = parse_filters(filters, known)
     return [run for run in runs if all(run.labels.get(key) in names for key, names in wanted.items())]
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.benchmarks.learning_protocol import Run
+from sim.dm_control_env import DmControlEnvironment
 from sim.environment import BatchEnvironment, make_native
 from sim.history import HistoryEnvironment
 
@@ -25,6 +26,19 @@ def make_environment(run: Run, num_envs: int, seed: int) -> BatchEnvironment:
 def with_history(environment: BatchEnvironment, frames: int) -> BatchEnvironment | HistoryEnvironment:
     """Return the environment with ``frames`` previous frames in its observations."""
     return HistoryEnvironment(environment, frames) if frames else environment
+
+
+def episode_returns(environment: BatchEnvironment | HistoryEnvironment | DmControlEnvironment, act: Act) -> NDArray[np.float64]:
+    """Return the undiscounted returns (N,) of one episode in each environment, from a reset."""
+    observations = environment.reset()
+    returns = np.zeros(environment.num_envs)
+    running = np.ones(environment.num_envs, dtype=np.bool_)
+    while running.any():
+        step = environment.step(act(observations))
+        returns += step.reward * running
+        running &= ~(step.terminal | step.timeout)
+        observations = step.obs
+    return returns
 
 
 class Evaluator:
@@ -59,14 +73,5 @@ class Evaluator:
 
     def returns(self, act: Act) -> NDArray[np.float64]:
         """Return the undiscounted returns (episodes,) of one episode in each environment."""
-        environment = self._environment
-        environment.reseed(self._seed)
-        observations = environment.reset()
-        returns = np.zeros(environment.num_envs)
-        running = np.ones(environment.num_envs, dtype=np.bool_)
-        while running.any():
-            step = environment.step(act(observations))
-            returns += step.reward * running
-            running &= ~(step.terminal | step.timeout)
-            observations = step.obs
-        return returns
+        self._environment.reseed(self._seed)
+        return episode_returns(self._environment, act)

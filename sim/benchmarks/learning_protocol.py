@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dpg_robot.config import config_to_dict, setting
-from dpg_robot.errors import ConfigError, unknown_name
+from dpg_robot.errors import unknown_name
 from dpg_robot.learning.learner import LearnerConfig
+from sim.benchmarks.filters import parse_filters
 from sim.disturbance import DISTURBANCE_PRESETS, Disturbance
 from sim.presets import resolve_preset
 from sim.tasks import TASKS
@@ -227,17 +228,7 @@ def restrict(protocol: LearningProtocol, filters: Sequence[str]) -> LearningProt
         "algorithm": list(protocol.algorithms),
         "seed": [str(seed) for seed in protocol.seeds],
     }
-    wanted: dict[str, set[str]] = {}
-    for item in filters:
-        key, separator, text = item.partition("=")
-        if not separator or not text:
-            raise ConfigError(f"--only {item}: expected KEY=NAME or KEY=NAME,NAME with KEY one of {', '.join(known)}")
-        if key not in known:
-            raise unknown_name("filter", key, known)
-        for name in text.split(","):
-            if name not in known[key]:
-                raise unknown_name(f"{key} of this protocol", name, known[key])
-            wanted.setdefault(key, set()).add(name)
+    wanted = parse_filters(filters, known)
 
     def kept(key: str, values: Mapping[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in values.items() if name in wanted.get(key, known[key])}

@@ -23,13 +23,13 @@ from dpg_robot.data.datasets import Dataset
 from dpg_robot.data.minari_format import read_dataset
 from dpg_robot.files import write_atomically
 from dpg_robot.learning.offline import OfflineLearner, digest, to_batch
+from sim.benchmarks.learning_evaluation import Act, episode_returns
 from sim.benchmarks.learning_results import ResultError, describe_code, describe_versions, now
 from sim.benchmarks.offline_data import dataset_folder
 from sim.benchmarks.offline_peers import Peer, export_transitions
 from sim.benchmarks.offline_protocol import OfflinePeerConfig, OfflineRun, OurOfflineConfig
 from sim.collect import make_again
 
-Act = Callable[[NDArray[np.float32]], NDArray[Any]]
 _FINAL_LEARNING_RATE_FACTOR = 0.05
 
 
@@ -139,17 +139,8 @@ class _Judge:
 
     def returns(self, act: Act) -> NDArray[np.float64]:
         """Return the undiscounted returns (episodes,) of one episode in each environment."""
-        environment = self._environment
-        environment.load_state_dict(self._start)
-        observations = environment.reset()
-        returns = np.zeros(environment.num_envs)
-        running = np.ones(environment.num_envs, dtype=np.bool_)
-        while running.any():
-            step = environment.step(act(observations))
-            returns += step.reward * running
-            running &= ~(step.terminal | step.timeout)
-            observations = step.obs
-        return returns
+        self._environment.load_state_dict(self._start)
+        return episode_returns(self._environment, act)
 
 
 def execute_all(

@@ -1,0 +1,32 @@
+"""Filters of the command line that restrict a benchmark: items such as ``task=cheetah-run,walker-walk``."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from dpg_robot.errors import ConfigError, unknown_name
+
+
+def parse_filters(filters: Sequence[str], known: Mapping[str, Collection[str]]) -> dict[str, set[str]]:
+    """Return the names that are wanted, for each key that an item names.
+
+    Args:
+        filters: items ``KEY=NAME`` or ``KEY=NAME,NAME``.
+        known: all keys and their names.
+
+    Raises:
+        ConfigError: an item that is not of this form.
+        UnknownNameError: a key or name that there is not.
+    """
+    wanted: dict[str, set[str]] = {}
+    for item in filters:
+        key, separator, text = item.partition("=")
+        if not separator or not text:
+            raise ConfigError(f"--only {item}: expected KEY=NAME or KEY=NAME,NAME with KEY one of {', '.join(known)}")
+        if key not in known:
+            raise unknown_name("filter", key, known)
+        for name in text.split(","):
+            if name not in known[key]:
+                raise unknown_name(f"{key} of this protocol", name, known[key])
+            wanted.setdefault(key, set()).add(name)
+    return wanted
