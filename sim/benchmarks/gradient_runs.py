@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
-import signal
 import time
-import traceback
-from collections import deque
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,23 +18,9 @@ from sim.benchmarks.gradient_results import read_tensors, write_result, write_te
 from sim.benchmarks.gradient_truth import Consequences, true_gradient
 from sim.benchmarks.gradient_variants import train_and_compare
 from sim.benchmarks.learning_results import ResultError, describe_code
+from sim.benchmarks.processes import Finished, Progress, run_in_processes
 
 _ACTION_SEED = 3
-
-
-@dataclass(frozen=True)
-class Finished:
-    """How a run ended.
-
-    Attributes:
-        run: the run.
-        elapsed_s: how long it took, the start of its process included, s.
-        error: why it failed, a traceback; empty when it did not.
-    """
-
-    run: Run
-    elapsed_s: float
-    error: str = ""
 
 
 def execute(run: Run, folder: Path) -> None:
@@ -74,67 +54,20 @@ def execute(run: Run, folder: Path) -> None:
             write_result(folder, run, code, result | {"elapsed_s": elapsed_s()})
 
 
-def execute_all(runs: Sequence[Run], folder: Path, jobs: int) -> Generator[Finished, None, None]:
+def execute_all(runs: Sequence[Run], folder: Path, jobs: int) -> Generator[Finished[Run, None], None, None]:
     """Carry out runs that do not need each other, each in a process of its own, and yield each as it ends.
-
-    One that fails stops no other. When the iteration is left early (as by Ctrl-C), all processes are ended.
 
     Args:
         runs: what to run, in this order.
         folder: folder of all results; each result is written when its run is over.
         jobs: how many at once.
     """
-    waiting, active = deque(runs), dict[Connection, _Active]()
-    try:
-        while waiting or active:
-            while waiting and len(active) < jobs:
-                started = _start(waiting.popleft(), folder)
-                active[started.connection] = started
-            for connection in [each for each in wait(list(active)) if isinstance(each, Connection)]:
-                yield _finish(active.pop(connection))
-    finally:
-        for each in active.values():
-            each.process.terminate()
-            each.process.join()
-            each.connection.close()
+    return run_in_processes(runs, partial(_execute, folder=folder), jobs)
 
 
-@dataclass(frozen=True)
-class _Active:
-    run: Run
-    process: SpawnProcess
-    connection: Connection
-    started: float
-
-
-def _start(run: Run, folder: Path) -> _Active:
-    context = multiprocessing.get_context("spawn")
-    connection, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(run, folder, theirs), name=run.title, daemon=True)
-    process.start()
-    theirs.close()
-    return _Active(run, process, connection, time.perf_counter())
-
-
-def _work(run: Run, folder: Path, connection: Connection) -> None:
-    """Carry out a run in this process and send a traceback where it failed, otherwise an empty text."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches everyone; the process that started this one ends it
-    try:
-        execute(run, folder)
-        connection.send("")
-    except Exception:
-        connection.send(traceback.format_exc())
-
-
-def _finish(active: _Active) -> Finished:
-    try:
-        error: str = active.connection.recv()
-    except EOFError:
-        active.process.join()
-        error = f"its process ended with exit code {active.process.exitcode}"
-    active.process.join()
-    active.connection.close()
-    return Finished(active.run, time.perf_counter() - active.started, error)
+def _execute(run: Run, progress: Progress, folder: Path) -> None:
+    execute(run, folder)
+    progress(1)
 
 
 def _read_behaviour(folder: Path, run: BehaviourRun) -> tuple[Behaviour, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from dpg_robot.config import add_config_arguments, config_from_arguments, config_to_dict
 from sim.benchmarks.learning_statistics import standard_error
 from sim.benchmarks.offline_data import prepare_datasets
-from sim.benchmarks.offline_protocol import OfflineProtocol, OfflineRun, restrict
+from sim.benchmarks.offline_protocol import OfflineProtocol, OfflineRun, select_runs
 from sim.benchmarks.offline_runs import OfflineResult, execute_all, read_results
 from sim.benchmarks.tables import markdown_table
 
@@ -49,21 +50,24 @@ def run_offline(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.jobs < 1:
         raise ValueError(f"--jobs must be 1 or more, got {arguments.jobs}")
     protocol = config_from_arguments(OfflineProtocol, arguments)
-    runs = restrict(protocol, arguments.only)
+    runs = select_runs(protocol, arguments.only)
     there = read_results(arguments.results, runs)
     failed: list[str] = []
     if not arguments.report:
         prepare_datasets(protocol, runs, arguments.results, not arguments.quiet)
         missing = [run for run in runs if run not in there]
         print(f"{len(missing)} runs to do, {len(there)} are there already", file=sys.stderr)
-        endings = execute_all(missing, arguments.results, arguments.d3rlpy_python, arguments.jobs)
-        for run, result, error in tqdm(endings, total=len(missing), unit="run", disable=arguments.quiet, file=sys.stderr):
-            if result is None:
-                failed.append(run.title)
-                tqdm.write(f"{run.title}: FAILED\n{error.rstrip()}", file=sys.stderr)
-            else:
-                there[run] = result
-                tqdm.write(f"{run.title}: return {result.final_return:.1f}", file=sys.stderr)
+        updates = sum(run.updates for run in missing)
+        bar = tqdm(total=updates, unit="update", unit_scale=True, disable=arguments.quiet, file=sys.stderr)
+        endings = execute_all(missing, arguments.results, arguments.d3rlpy_python, arguments.jobs, bar.update)
+        with bar, closing(endings):
+            for finished in endings:
+                if finished.value is None:
+                    failed.append(finished.run.title)
+                    tqdm.write(f"{finished.run.title}: FAILED\n{finished.error.rstrip()}", file=sys.stderr)
+                else:
+                    there[finished.run] = finished.value
+                    tqdm.write(f"{finished.run.title}: return {finished.value.final_return:.1f}", file=sys.stderr)
     report = build_report(runs, there)
     print(describe_report(report))
     return {"settings": config_to_dict(protocol), **report, "failed": failed}

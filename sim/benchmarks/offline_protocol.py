@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dpg_robot.config import config_to_dict, setting
-from dpg_robot.errors import ConfigError, unknown_name
 from dpg_robot.learning.learner import LearnerConfig
 from dpg_robot.learning.offline import BehaviourConfig
 from dpg_robot.learning.trainer import TrainerConfig
+from sim.benchmarks.filters import parse_filters
 from sim.benchmarks.offline_peers import PeerName
 from sim.dataset_kinds import Behaviour
 
@@ -134,22 +135,19 @@ def plan_runs(protocol: OfflineProtocol) -> list[OfflineRun]:
     ]
 
 
-def restrict(protocol: OfflineProtocol, only: list[str]) -> list[OfflineRun]:
-    """Return the runs that items such as ``task=cheetah-run,seed=0`` leave, all of them without items.
+def select_runs(protocol: OfflineProtocol, filters: Sequence[str]) -> list[OfflineRun]:
+    """Return the runs that the filters leave.
+
+    Args:
+        protocol: what there is.
+        filters: items such as ``task=cheetah-run,walker-walk``; keys are task, kind, algorithm and seed.
 
     Raises:
-        ConfigError: an item that is not KEY=NAME.
+        ConfigError: not of this form.
         UnknownNameError: a key or a name that there is not.
     """
     runs = plan_runs(protocol)
-    for item in (part for whole in only for part in whole.split(",")):
-        key, separator, wanted = item.partition("=")
-        if not separator:
-            raise ConfigError(f"--only expects KEY=NAME, for example task=cheetah-run, got {item!r}")
-        if key not in ("task", "kind", "algorithm", "seed"):
-            raise unknown_name("key of --only", key, ("task", "kind", "algorithm", "seed"))
-        left = [run for run in runs if str(getattr(run, key)) == wanted]
-        if not left:
-            raise unknown_name(key, wanted, {str(getattr(run, key)) for run in runs})
-        runs = left
-    return runs
+    keys = ("task", "kind", "algorithm", "seed")
+    known = {key: list(dict.fromkeys(str(getattr(run, key)) for run in runs)) for key in keys}
+    wanted = parse_filters(filters, known)
+    return [run for run in runs if all(str(getattr(run, key)) in names for key, names in wanted.items())]

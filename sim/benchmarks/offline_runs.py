@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import multiprocessing
-import os
 import tempfile
 import time
-import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +25,7 @@ from sim.benchmarks.learning_results import ResultError, describe_code, describe
 from sim.benchmarks.offline_data import dataset_folder
 from sim.benchmarks.offline_peers import Peer, export_transitions
 from sim.benchmarks.offline_protocol import OfflinePeerConfig, OfflineRun, OurOfflineConfig
+from sim.benchmarks.processes import Finished, Progress, run_in_processes
 from sim.collect import make_again
 
 _FINAL_LEARNING_RATE_FACTOR = 0.05
@@ -61,31 +59,32 @@ class OfflineResult:
         return float(np.mean(self.curve[-1]["returns"]))
 
 
-def execute(run: OfflineRun, results: Path, python: Path | None) -> OfflineResult:
+def execute(run: OfflineRun, results: Path, python: Path | None, progress: Progress) -> OfflineResult:
     """Carry out one run in this process.
 
     Args:
         run: what to run.
         results: folder of all results, which has the data sets.
         python: a Python that has d3rlpy, for a peer.
+        progress: called with the updates done since its last call.
     """
     torch.set_num_threads(1)
     code = describe_code()
     dataset = read_dataset(dataset_folder(results, run.task, run.kind))
     judge = _Judge(run, dataset)
     if isinstance(run.settings, OurOfflineConfig):
-        curve, training_s = _train_ours(run, run.settings, dataset, judge)
+        curve, training_s = _train_ours(run, run.settings, dataset, judge, progress)
         versions: dict[str, Any] = describe_versions()
     else:
         if python is None:
             raise ResultError(f"{run.title} needs a Python that has d3rlpy; name it with --d3rlpy-python")
-        curve, training_s, versions = _train_peer(run, run.settings, dataset, judge, python)
+        curve, training_s, versions = _train_peer(run, run.settings, dataset, judge, python, progress)
     data = digest(to_batch(dataset.transitions(), dataset.contract))
     return OfflineResult(curve, float(dataset.returns.mean()), data, round(training_s, 3), versions, code, now())
 
 
 def _train_ours(
-    run: OfflineRun, settings: OurOfflineConfig, dataset: Dataset, judge: _Judge
+    run: OfflineRun, settings: OurOfflineConfig, dataset: Dataset, judge: _Judge, progress: Progress
 ) -> tuple[list[dict[str, Any]], float]:
     learner = OfflineLearner(dataset.contract, settings.learner, settings.behaviour, run.seed)
     data = to_batch(dataset.transitions(), dataset.contract)
@@ -103,11 +102,11 @@ def _train_ours(
             learner.set_learning_rate_factor(1 - (1 - _FINAL_LEARNING_RATE_FACTOR) * share)
             learner.update(data.select(torch.randint(len(data), (settings.learner.batch_size,), generator=generator)))
 
-    return _alternate(run, train, act, judge)
+    return _alternate(run, train, act, judge, progress)
 
 
 def _train_peer(
-    run: OfflineRun, settings: OfflinePeerConfig, dataset: Dataset, judge: _Judge, python: Path
+    run: OfflineRun, settings: OfflinePeerConfig, dataset: Dataset, judge: _Judge, python: Path, progress: Progress
 ) -> tuple[list[dict[str, Any]], float, dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "transitions.npz"
@@ -115,17 +114,20 @@ def _train_peer(
         log = Path(folder) / "log.txt"
         sizes, discount, batch_size = settings.hidden_sizes, settings.discount, settings.batch_size
         with Peer(python, settings.algorithm, file, run.seed, sizes, discount, batch_size, log) as peer:
-            curve, training_s = _alternate(run, peer.train, peer.act, judge)
+            curve, training_s = _alternate(run, peer.train, peer.act, judge, progress)
             return curve, training_s, {name: value for name, value in peer.versions.items() if name != "ready"}
 
 
-def _alternate(run: OfflineRun, train: Callable[[int], None], act: Act, judge: _Judge) -> tuple[list[dict[str, Any]], float]:
+def _alternate(
+    run: OfflineRun, train: Callable[[int], None], act: Act, judge: _Judge, progress: Progress
+) -> tuple[list[dict[str, Any]], float]:
     """Train and evaluate in turn; returns the curve and the time of training alone."""
     curve, training_s = [], 0.0
     for updates in range(run.evaluate_every, run.updates + 1, run.evaluate_every):
         started = time.perf_counter()
         train(run.evaluate_every)
         training_s += time.perf_counter() - started
+        progress(run.evaluate_every)
         curve.append({"updates": updates, "returns": [round(float(value), 3) for value in judge.returns(act)]})
     return curve, training_s
 
@@ -144,23 +146,24 @@ class _Judge:
 
 
 def execute_all(
-    runs: Sequence[OfflineRun], results: Path, python: Path | None, jobs: int
-) -> Iterator[tuple[OfflineRun, OfflineResult | None, str]]:
-    """Carry out runs in up to ``jobs`` processes and yield each with its result, or None and a traceback; writes results."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that start now
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
-        futures = {pool.submit(execute, run, results, python): run for run in runs}
-        try:
-            for future in as_completed(futures):
-                run = futures[future]
-                if error := future.exception():
-                    yield run, None, "".join(traceback.format_exception(error))
-                    continue
-                write_result(results, run, future.result())
-                yield run, future.result(), ""
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    runs: Sequence[OfflineRun], results: Path, python: Path | None, jobs: int, progress: Progress
+) -> Generator[Finished[OfflineRun, OfflineResult], None, None]:
+    """Carry out runs in up to ``jobs`` processes at once and yield each as it ends; a failing one does not stop the others.
+
+    Args:
+        runs: what to run, in this order.
+        results: folder of all results, which has the data sets; each result is written when its run is over.
+        python: a Python that has d3rlpy, for the peers.
+        jobs: number of processes.
+        progress: called with the updates done since its last call, and with a negative number when a run failed.
+    """
+    return run_in_processes(runs, partial(_execute_and_write, results=results, python=python), jobs, progress)
+
+
+def _execute_and_write(run: OfflineRun, progress: Progress, results: Path, python: Path | None) -> OfflineResult:
+    result = execute(run, results, python, progress)
+    write_result(results, run, result)
+    return result
 
 
 def write_result(folder: Path, run: OfflineRun, result: OfflineResult) -> None:

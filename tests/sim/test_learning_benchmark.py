@@ -185,7 +185,7 @@ def test_a_killed_run_leaves_no_file_and_does_not_stop_the_others(tmp_path):
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["3.json"]
     content = json.loads((tmp_path / RUN.place).read_text())
     assert content["specification"] == json.loads(json.dumps(RUN.specification()))
-    assert content["curve"] == endings[RUN].result.curve
+    assert content["curve"] == endings[RUN].value.curve
     assert content["versions"]["torch"] == torch.__version__
     assert set(content["code"]) == {"commit", "dirty", "learner_digest"}
 

@@ -1,0 +1,45 @@
+"""What measured numbers depend on: processor, memory, system and versions."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from sim.benchmark import usable_cores
+
+_PACKAGES = ("dpg-robot", "mujoco", "dm-control", "gymnasium", "numpy")
+
+
+def machine_facts() -> dict[str, Any]:
+    """Return what the numbers depend on: processor, memory, system and versions."""
+    return {
+        "cpu": cpu_model(),
+        "logical_cores": psutil.cpu_count(),
+        "usable_cores": usable_cores(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "load_average": list(psutil.getloadavg()),
+        "system": platform.platform(),
+        "versions": {"python": platform.python_version()} | {name: package_version(name) for name in _PACKAGES},
+    }
+
+
+def cpu_model() -> str:
+    """Return the name of the processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def package_version(name: str) -> str | None:
+    """Return the installed version of a package, None if it is not installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
