@@ -18,7 +18,7 @@ from dpg_robot.errors import ConfigError, DpgError
 from dpg_robot.files import write_atomically
 from dpg_robot.learning.checkpoint import require_run_folder
 from dpg_robot.learning.learner import Learner, LearnerConfig
-from dpg_robot.learning.trainer import Trainer, TrainerConfig, evaluate, load_learner
+from dpg_robot.learning.trainer import Trainer, TrainerConfig, best_checkpoint, evaluate, load_learner
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -38,6 +38,9 @@ class PretrainConfig:
     randomization: str = setting("default", "randomized dynamics: a preset's name or a YAML file")
     disturbance: str = setting("default", "noise and pushes: a preset's name or a YAML file")
     privileged: bool = setting(False, "whether denoiser and baseline see the drawn dynamics; not for fine-tuning from logs")
+    denoiser: str = setting(
+        "", "run folder of launch/offline.py whose denoiser to begin with, learned from motion without rewards"
+    )
     evaluation_episodes: int = setting(20, "episodes per evaluation, each with dynamics of its own")
     learner: LearnerConfig = setting(LearnerConfig, "the learner")
     trainer: TrainerConfig = setting(TrainerConfig, "the training run")
@@ -72,6 +75,8 @@ def pretrain(config: PretrainConfig, folder: Path, resume: bool, show_progress: 
     if config.privileged and not privileged_size:
         raise ConfigError("privileged=true needs randomized dynamics to show; choose a randomization, or set privileged=false")
     learner = Learner(environment.contract(config.history), config.learner, config.seed, config.device, privileged_size)
+    if config.denoiser:
+        learner.adopt_denoiser(load_learner(best_checkpoint(config.denoiser))[0])
     evaluation_environment = make_environment(config, config.evaluation_episodes, config.seed + 1_000_003)
     require_run_folder(config, folder, resume)
     trainer = Trainer(learner, config.trainer, environment, evaluation_environment, folder, config.seed)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dpg_robot.contract import Contract
-from dpg_robot.errors import ConfigError
+from dpg_robot.errors import CheckpointError, ConfigError
 from dpg_robot.learning.baseline import Baseline
 from dpg_robot.learning.denoiser import ActionDenoiser
 from dpg_robot.learning.estimator import GradientEstimator
@@ -159,6 +159,36 @@ class Learner(nn.Module):
             metrics |= self._update_policy(batch)
         self.updates += 1
         return metrics
+
+    def update_denoiser(self, batch: Batch) -> dict[str, Tensor]:
+        """Update the denoiser alone, which needs no rewards unless its outcomes hold them; arguments as for :meth:`update`."""
+        noised_action, sigma = self.estimator.noise_actions(batch.action, self.generator)
+        told, untold = self.estimator.denoise(batch, noised_action, sigma, torch.zeros_like(batch.reward))
+        loss = self.estimator.denoising_loss(told, untold, batch.action, sigma)
+        self.optimizers["estimators"].zero_grad(set_to_none=True)
+        torch.autograd.backward([loss])
+        nn.utils.clip_grad_norm_(self.denoiser.parameters(), self.config.max_gradient_norm)
+        self.optimizers["estimators"].step()
+        return {"denoiser/loss": loss.detach()}
+
+    def adopt_denoiser(self, other: Learner) -> None:
+        """Take over the denoiser of another learner, with its normalizers: what it knows of motion holds for every reward.
+
+        Raises:
+            CheckpointError: it denoises other channels, is told other outcomes, or has other sizes; or this gradient needs none.
+        """
+        motion = ("measurements", "features", "commands", "rate_hz", "history")  # the task may be another one
+        for what, ours, theirs in (
+            *((f"contract's {name}", getattr(self.contract, name), getattr(other.contract, name)) for name in motion),
+            ("learner.gradient", self.config.gradient, other.config.gradient),
+            ("learner.hidden_sizes", list(self.config.hidden_sizes), list(other.config.hidden_sizes)),
+            ("privileged size", self.privileged_size, other.privileged_size),
+        ):
+            if ours != theirs:
+                raise CheckpointError(f"the denoiser cannot be taken over, its {what} is {theirs!r} and must be {ours!r}")
+        if self.config.gradient in ("critic", "features"):
+            raise CheckpointError(f"learner.gradient={self.config.gradient} has no denoiser that could be pretrained")
+        self.denoiser.load_state_dict(other.denoiser.state_dict())
 
     def _update_estimators(self, batch: Batch) -> dict[str, Tensor]:
         target, direct = self._target_and_slope(batch)

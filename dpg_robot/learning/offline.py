@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dpg_robot.config import setting
 from dpg_robot.contract import Contract
@@ -108,7 +108,7 @@ class OfflineLearner(Learner):
         return self.behaviour.weight * max(0.0, 1.0 - share)
 
     def _update_estimators(self, batch: Batch) -> dict[str, Tensor]:
-        return super()._update_estimators(batch) if self.has_rewards else self._update_denoiser(batch)
+        return super()._update_estimators(batch) if self.has_rewards else self.update_denoiser(batch)
 
     def _bootstrap(self, batch: Batch, next_observation: Tensor, generator: torch.Generator | None = None) -> Tensor:
         noise = self._normal(*batch.action.shape, generator=generator)
@@ -148,17 +148,6 @@ class OfflineLearner(Learner):
         denoised = self._denoise_untold(batch.observation, noised_action, sigma)
         # The score (D - noised_action) / sigma^2, plus noise / sigma, which has mean zero and takes most of the variance out.
         return (denoised - action) / sigma.square()
-
-    def _update_denoiser(self, batch: Batch) -> dict[str, Tensor]:
-        """Train the denoiser alone."""
-        noised_action, sigma = self.estimator.noise_actions(batch.action, self.generator)
-        told, untold = self.estimator.denoise(batch, noised_action, sigma, torch.zeros_like(batch.reward))
-        loss = self.estimator.denoising_loss(told, untold, batch.action, sigma)
-        self.optimizers["estimators"].zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.denoiser.parameters(), self.config.max_gradient_norm)
-        self.optimizers["estimators"].step()
-        return {"denoiser/loss": loss.detach()}
 
     def _denoise_untold(self, observation: Tensor, noised_action: Tensor, sigma: Tensor) -> Tensor:
         nothing = torch.zeros_like(sigma)

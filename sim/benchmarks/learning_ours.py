@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,9 @@ from dpg_robot.learning.replay import ReplayBuffer
 from dpg_robot.learning.trainer import Collector
 from sim.benchmarks.learning_evaluation import Evaluator, make_environment
 from sim.benchmarks.learning_protocol import OurConfig, Run
+
+_MOTION_ENVIRONMENTS = 10
+_MOTION_SEED = 2_000_003
 
 
 class OurTraining:
@@ -34,6 +38,8 @@ class OurTraining:
         self._run, self._config = run, config
         self._collector = Collector(environment, contract)
         self._generator = torch.Generator().manual_seed(run.seed)
+        if config.motion.transitions:
+            self.learner.adopt_denoiser(self._learn_motion())
 
     def train(self, evaluator: Evaluator, progress: Callable[[int], object]) -> None:
         """Train to the end; ``progress`` is called with the frames used since its last call."""
@@ -48,6 +54,26 @@ class OurTraining:
         """Return the policy's actions (N, A) without exploration for observations (N, O)."""
         action: NDArray[Any] = self.learner.policy.mean_action(torch.from_numpy(observations)).numpy()
         return action
+
+    def _learn_motion(self) -> Learner:
+        """Return a learner whose denoiser knows the motion of random actions; it has seen no rewards."""
+        config = self._config
+        environment = make_environment(self._run, _MOTION_ENVIRONMENTS, self._run.seed + _MOTION_SEED)
+        collector = Collector(environment, self.learner.contract)
+        generator = torch.Generator().manual_seed(self._run.seed + _MOTION_SEED)
+        learner = Learner(self.learner.contract, config.learner, self._run.seed + _MOTION_SEED)
+        replay = ReplayBuffer(
+            config.motion.transitions, self.learner.contract.observation_size, self.learner.contract.num_actions
+        )
+        while replay.added < config.motion.transitions:
+            shape = (_MOTION_ENVIRONMENTS, self.learner.contract.num_actions)
+            batch = collector.step(2 * torch.rand(shape, generator=generator) - 1)
+            replay.add(dataclasses.replace(batch, reward=torch.zeros_like(batch.reward)))
+            learner.observe(batch)
+        for update in range(config.motion.updates):
+            learner.set_learning_rate_factor(1 - (1 - config.final_learning_rate_factor) * update / config.motion.updates)
+            learner.update_denoiser(replay.sample(config.learner.batch_size, generator))
+        return learner
 
     def _updates_due(self, decisions: int) -> int:
         return int(self._config.updates_per_decision * max(0, decisions - self._config.warmup_decisions))

@@ -19,6 +19,19 @@ from sim.tasks import TASKS
 
 
 @dataclass(frozen=True)
+class MotionConfig:
+    """Motion without rewards, from which the denoiser is learned before the run; it does not count as frames."""
+
+    transitions: int = setting(0, "transitions of uniformly random actions in the same world; 0 for no pretraining")
+    updates: int = setting(10_000, "updates of the denoiser, with step sizes that fall as in the run")
+
+    def __post_init__(self) -> None:
+        for name, least in (("transitions", 0), ("updates", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
 class OurConfig:
     """Settings of one variant of our learner and of its training loop."""
 
@@ -29,6 +42,7 @@ class OurConfig:
     )
     replay_capacity: int = setting(1_000_000, "transitions kept for replay")
     final_learning_rate_factor: float = setting(0.05, "factor on the step sizes at the last update, falling linearly from 1")
+    motion: MotionConfig = setting(MotionConfig, "pretraining of the denoiser without rewards")
     learner: LearnerConfig = setting(LearnerConfig, "the learner")
 
     def __post_init__(self) -> None:
@@ -39,6 +53,8 @@ class OurConfig:
             raise ValueError(f"updates_per_decision must be positive and at most 1000, got {self.updates_per_decision}")
         if not 0 < self.final_learning_rate_factor <= 1:
             raise ValueError(f"final_learning_rate_factor must be in (0, 1], got {self.final_learning_rate_factor}")
+        if self.motion.transitions and self.learner.gradient not in ("next_state", "plain"):
+            raise ValueError(f"motion has no rewards, so learner.gradient must be next_state, got {self.learner.gradient}")
 
 
 @dataclass(frozen=True)
@@ -131,8 +147,12 @@ class LearningProtocol:
         1_000_003, "this plus the run's seed seeds the evaluation episodes, the same at every evaluation"
     )
 
+    thresholds: dict[str, float] = setting(
+        dict, "tasks and returns for which the report tells after how many frames they were reached"
+    )
+
     def __post_init__(self) -> None:
-        for task in self.tasks:
+        for task in [*self.tasks, *self.thresholds]:
             if task not in TASKS:
                 raise unknown_name("task", task, TASKS)
         for name, least in (("evaluate_every", 1), ("evaluation_episodes", 1), ("evaluation_seed", 0)):

@@ -48,6 +48,21 @@ def score(result: Result, kind: str) -> float:
     return float(returns[-1] if kind == "final" else returns.mean())
 
 
+def frames_to_reach(result: Result, threshold: float) -> float | None:
+    """Return after how many frames the mean return of an evaluation first was at ``threshold``, on a line between evaluations.
+
+    None where it never was. Before the first evaluation nothing is known, so that one counts as it stands.
+    """
+    frames, returns = np.array([entry["frames"] for entry in result.curve]), mean_returns(result)
+    reached = np.flatnonzero(returns >= threshold)
+    if not len(reached):
+        return None
+    if reached[0] == 0:
+        return float(frames[0])
+    around = slice(reached[0] - 1, reached[0] + 1)
+    return float(np.interp(threshold, returns[around], frames[around]))
+
+
 class Scores:
     """The scores of all runs that are there, by cell, algorithm and seed."""
 
@@ -86,7 +101,9 @@ def build_report(protocol: LearningProtocol, stored: Stored) -> dict[str, Any]:
         "settings": config_to_dict(protocol),
         "runs": {"planned": planned, "done": len(stored.results), "with_other_settings": len(stored.other)},
         "cells": [
-            _describe_cell(task, disturbance, algorithm, scores.results(task, disturbance, algorithm))
+            _describe_cell(
+                task, disturbance, algorithm, scores.results(task, disturbance, algorithm), protocol.thresholds.get(task)
+            )
             for task, disturbance in protocol.cells
             for algorithm in protocol.algorithms
         ],
@@ -96,7 +113,9 @@ def build_report(protocol: LearningProtocol, stored: Stored) -> dict[str, Any]:
     }
 
 
-def _describe_cell(task: str, disturbance: str, algorithm: str, results: Mapping[int, Result]) -> dict[str, Any]:
+def _describe_cell(
+    task: str, disturbance: str, algorithm: str, results: Mapping[int, Result], threshold: float | None
+) -> dict[str, Any]:
     entry: dict[str, Any] = {"task": task, "disturbance": disturbance, "algorithm": algorithm, "seeds": sorted(results)}
     if not results:
         return entry
@@ -108,6 +127,9 @@ def _describe_cell(task: str, disturbance: str, algorithm: str, results: Mapping
             "mean": float(returns.mean()),
             "standard_error": error if math.isfinite(error) else None,
         }
+    if threshold is not None:
+        frames = [frames_to_reach(results[seed], threshold) for seed in sorted(results)]
+        entry["frames_to_reach"] = {"threshold": threshold, "frames": frames}
     entry["training_s"] = float(np.median([result.training_s for result in results.values()]))
     entry["updates"] = float(np.median([result.updates for result in results.values()]))
     return entry
@@ -168,6 +190,8 @@ def describe_report(report: Mapping[str, Any]) -> str:
     if runs["with_other_settings"]:
         lines.append(f"{runs['with_other_settings']} results of other settings are left out")
     lines += ["", "Return of the last evaluation, mean +- standard error over seeds (n)", "", *_cell_table(report["cells"])]
+    if timed := [cell for cell in report["cells"] if "frames_to_reach" in cell]:
+        lines += ["", "Frames to a return", "", *_frames_table(timed)]
     for kind in SCORES:
         lines += [
             "",
@@ -196,6 +220,20 @@ def _cell_text(cell: dict[str, Any]) -> str:
     final = cell["final"]
     error = "" if final["standard_error"] is None else f" +- {final['standard_error']:.0f}"
     return f"{final['mean']:.0f}{error} ({len(cell['seeds'])})"
+
+
+def _frames_table(cells: list[dict[str, Any]]) -> list[str]:
+    rows = [["task", "disturbance", "algorithm", "return", "frames, mean +- standard error", "runs that reached it"]]
+    for cell in cells:
+        threshold, frames = cell["frames_to_reach"]["threshold"], cell["frames_to_reach"]["frames"]
+        reached = [each for each in frames if each is not None]
+        text = "-"
+        if reached and len(reached) == len(frames):  # a mean over those that reached it alone would flatter
+            error = standard_error(reached)
+            text = f"{np.mean(reached):,.0f}" + (f" +- {error:,.0f}" if math.isfinite(error) else "")
+        names = [cell["task"], cell["disturbance"], cell["algorithm"], f"{threshold:g}"]
+        rows.append([*names, text, f"{len(reached)} of {len(frames)}"])
+    return markdown_table(rows)
 
 
 def _algorithm_table(entries: list[dict[str, Any]], kind: str) -> list[str]:

@@ -56,6 +56,7 @@ def test_missing_runs_are_counted_out_of_every_number(tmp_path, monkeypatch, cap
         monkeypatch,
         capsys,
         *FEW,
+        "thresholds={cartpole-swingup: 350}",
         "--report",
         *("--results", str(tmp_path), "--json", str(files["json"])),
         *("--csv", str(files["csv"]), "--figure", str(files["png"])),
@@ -65,6 +66,8 @@ def test_missing_runs_are_counted_out_of_every_number(tmp_path, monkeypatch, cap
     assert "5 of 36 runs" in out
     assert ["cartpole-swingup", "none", "400 +- 58 (3)", "150 +- 50 (2)", "- (0)"] in rows
     assert ["cheetah-run", "hard", "- (0)", "- (0)", "- (0)"] in rows
+    # 350 is never reached by the first of three seeds, and then a mean over the others would flatter
+    assert ["cartpole-swingup", "none", "dpg", "350", "-", "2 of 3"] in rows
     # 300, 400, 500 against 100, 200, all of two common seeds: 350 / 150
     comparison = next(row for row in rows if row[:3] == ["none", "dpg", "sac"])
     assert comparison[3:] == ["1.00 [1.00, 1.00]", "2.33 [1.50, 4.00]", "2 (1)"]

@@ -150,6 +150,24 @@ def test_data_without_rewards_train_the_denoiser_and_it_says_so(call, tmp_path):
     assert "has no rewards" in err
 
 
+def test_pretraining_begins_with_a_denoiser_that_knows_motion_without_rewards(call, tmp_path):
+    settings = ("world.action_repeat=50", "num_envs=3", "num_threads=1", "transitions=30", "--without-rewards", "--quiet")
+    assert call("collect", *settings, "--root", tmp_path)[0] == 0
+    data = f"data={tmp_path / 'cartpole-swingup' / 'random-v0'}"
+    motion = tmp_path / "motion"
+    code, _, err = call("offline", data, *TINY, "learner.gradient=next_state", "--run", motion, "--quiet")
+    assert code == 0, err
+    few = ("trainer.updates=1", "trainer.evaluate_every=1", "learner.learning_rate=1e-9", f"denoiser={motion}")
+    code, _, err = call("pretrain", *PRETRAIN, "learner.gradient=next_state", *few, "--run", tmp_path / "run", "--quiet")
+    assert code == 0, err
+    known, begun = (load_learner(best_checkpoint(folder))[0].denoiser for folder in (motion, tmp_path / "run"))
+    for ours, theirs in zip(begun.network.parameters(), known.network.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-7)
+    code, _, err = call("pretrain", *PRETRAIN, *few, "--run", tmp_path / "other", "--quiet")
+    assert code == 1
+    assert "its learner.gradient is 'next_state' and must be 'reward_and_next_state'" in err
+
+
 def test_medium_data_come_from_a_training_run(call, tmp_path):
     run = tmp_path / "run"
     assert call("pretrain", *PRETRAIN, "--run", run, "--quiet")[0] == 0

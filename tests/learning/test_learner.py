@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dpg_robot.contract import CommandChannel, Contract, Feature, MeasurementChannel
-from dpg_robot.errors import ConfigError
+from dpg_robot.errors import CheckpointError, ConfigError
 from dpg_robot.learning import estimator as estimator_module
 from dpg_robot.learning.learner import Learner, LearnerConfig
 from dpg_robot.learning.replay import Batch, ReplayBuffer
@@ -296,3 +296,48 @@ def test_denoiser_and_baseline_see_privileged_numbers_and_the_policy_does_not():
         )[0],
     ):
         assert not torch.allclose(see(batch.observation), see(changed))
+
+
+def test_a_denoiser_is_taken_over_with_its_normalizers_and_nothing_else():
+    config = dataclasses.replace(SMALL, gradient="next_state")
+    ours, other = Learner(CONTRACT, config, 0), Learner(CONTRACT, config, 1)
+    other.observe(random_batch(64))
+    for _ in range(3):
+        other.update_denoiser(random_batch(64))
+    before = {name: value.clone() for name, value in ours.state_dict().items()}
+    ours.adopt_denoiser(other)
+    for name, value in ours.state_dict().items():
+        same_as = other.state_dict()[name] if name.startswith("estimator.denoiser.") else before[name]
+        assert torch.equal(value, same_as), name
+
+
+def test_learning_motion_changes_the_denoiser_alone_and_needs_no_rewards():
+    learner = Learner(CONTRACT, dataclasses.replace(SMALL, gradient="next_state"), 0)
+    before = {name: value.clone() for name, value in learner.state_dict().items()}
+    batch = random_batch(64)
+    first = learner.update_denoiser(dataclasses.replace(batch, reward=torch.full_like(batch.reward, math.nan)))
+    for _ in range(200):
+        last = learner.update_denoiser(batch)
+    assert last["denoiser/loss"] < 0.8 * first["denoiser/loss"]
+    changed = {name for name, value in learner.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed
+    assert all(name.startswith("estimator.denoiser.network.") for name in changed)
+
+
+@pytest.mark.parametrize(
+    ("change", "contract", "expected"),
+    [
+        ({"hidden_sizes": (16,)}, CONTRACT, r"its learner.hidden_sizes is \[32, 32\] and must be \[16\]"),
+        ({}, dataclasses.replace(CONTRACT, rate_hz=20.0), "its contract's rate_hz is 10.0 and must be 20.0"),
+        ({"gradient": "plain"}, CONTRACT, "its learner.gradient is 'next_state' and must be 'plain'"),
+    ],
+)
+def test_a_denoiser_of_something_else_is_not_taken_over(change, contract, expected):
+    config = dataclasses.replace(SMALL, gradient="next_state")
+    with pytest.raises(CheckpointError, match=expected):
+        Learner(contract, dataclasses.replace(config, **change), 0).adopt_denoiser(Learner(CONTRACT, config, 1))
+
+
+def test_a_denoiser_serves_another_task_of_the_same_robot():
+    config = dataclasses.replace(SMALL, gradient="next_state")
+    Learner(dataclasses.replace(CONTRACT, task="another"), config, 0).adopt_denoiser(Learner(CONTRACT, config, 1))

@@ -16,7 +16,8 @@ from sim.benchmarks import learning_peers, learning_results
 from sim.benchmarks.learning_evaluation import Evaluator
 from sim.benchmarks.learning_ours import OurTraining
 from sim.benchmarks.learning_peers import MissingPeerError, make_model, require_peers
-from sim.benchmarks.learning_protocol import LearningProtocol, OurConfig, PeerConfig, Run, plan_runs, restrict
+from sim.benchmarks.learning_protocol import LearningProtocol, MotionConfig, OurConfig, PeerConfig, Run, plan_runs, restrict
+from sim.benchmarks.learning_report import frames_to_reach
 from sim.benchmarks.learning_results import Result, ResultError, read_results, write_result
 from sim.benchmarks.learning_runs import execute, execute_all
 
@@ -93,6 +94,29 @@ def test_the_learning_rate_falls_linearly_to_its_end():
     assert factors[0] == 1
     assert factors[12] == pytest.approx(1 - 0.95 * 0.5)
     assert 0.05 < factors[-1] < 0.1
+
+
+def test_motion_is_learned_before_the_run_and_costs_no_frames():
+    learner = dataclasses.replace(TINY.learner, gradient="next_state")
+    scratch = dataclasses.replace(TINY, learner=learner)
+    pretrained = dataclasses.replace(scratch, motion=MotionConfig(transitions=50, updates=4))
+    first, second = OurTraining(RUN, scratch), OurTraining(RUN, pretrained)
+    assert second.replay.added == second.updates == int(second.learner.updates) == 0
+    changed = {
+        name for name, value in second.learner.state_dict().items() if not torch.equal(value, first.learner.state_dict()[name])
+    }
+    assert changed
+    assert all(name.startswith("estimator.denoiser.") for name in changed)
+    assert first.learner.estimator.denoiser.outcome_normalizer.count == 0
+    with pytest.raises(ValueError, match=r"learner.gradient must be next_state, got reward_and_next_state"):
+        dataclasses.replace(TINY, motion=MotionConfig(transitions=50))
+
+
+def test_frames_to_a_return_lie_between_evaluations():
+    assert frames_to_reach(RESULT, 2.0) == 780, "half-way from 1 to 3"
+    assert frames_to_reach(RESULT, 3.0) == 1040
+    assert frames_to_reach(RESULT, 0.5) == 520, "nothing is known before the first evaluation"
+    assert frames_to_reach(RESULT, 3.1) is None
 
 
 def test_the_same_run_gives_the_same_result():
