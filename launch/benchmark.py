@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measure ours beside what others offer for the same work: speed of simulation, learning, and the action gradient."""
+"""Measure ours beside what others offer for the same work: simulation, learning, and the action gradient."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from sim.benchmarks.learning_command import add_learn_arguments
 from sim.benchmarks.machine import machine_facts
 from sim.benchmarks.offline_command import add_offline_arguments
 from sim.benchmarks.simulation_command import add_sim_arguments
+from sim.benchmarks.speed_command import add_speed_arguments
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "benchmark"
 
@@ -27,6 +28,7 @@ def main() -> None:
     add_learn_arguments(commands, CONFIGS / "learn.yaml")
     add_gradient_arguments(commands, CONFIGS / "gradient.yaml")
     add_offline_arguments(commands)
+    add_speed_arguments(commands)
     arguments = parser.parse_args()
     try:
         result = arguments.run(arguments)

@@ -106,10 +106,11 @@ class GradientEstimator(nn.Module):
         if direct is not None:
             direct = direct[part]
         noised_action, sigma = self.noise_actions(batch.action, generator)
+        if self.config.gradient == "critic":
+            values = self.baseline(batch.observation, noised_action, sigma)
+            return loss + (values - target).square().mean(), metrics
         direction = 2.0 * torch.randint_like(batch.action, 2, generator=generator) - 1.0
         guess = self.baseline.guess(batch.observation, noised_action, sigma, direction)
-        if self.config.gradient == "critic":
-            return loss + (guess.value - target).square().mean(), metrics
 
         expected = guess.value.detach().mean(0)
         attached = noised_action.clone().requires_grad_(self.config.control_variate or direct is not None)

@@ -44,10 +44,23 @@ class OurTraining:
     def train(self, evaluator: Evaluator, progress: Callable[[int], object]) -> None:
         """Train to the end; ``progress`` is called with the frames used since its last call."""
         while self.replay.added < self._run.decisions:
-            self._collect()
-            self._learn()
+            self.step()
             evaluator.after(self.replay.added, self.mean_action)
             progress(self._config.num_envs * self._run.action_repeat)
+
+    def step(self) -> None:
+        """Take one decision in each environment, and do the updates that are due then."""
+        self._collect()
+        total = self._updates_due(self._run.decisions)
+        for _ in range(self._updates_due(self.replay.added) - self.updates):
+            share = self.updates / total
+            self.learner.set_learning_rate_factor(1 - (1 - self._config.final_learning_rate_factor) * share)
+            self.update()
+            self.updates += 1
+
+    def update(self) -> None:
+        """Update the learner once from what was collected; it does not count as one that was due."""
+        self.learner.update(self.replay.sample(self._config.learner.batch_size, self._generator))
 
     @torch.no_grad()
     def mean_action(self, observations: NDArray[np.float32]) -> NDArray[Any]:
@@ -87,14 +100,6 @@ class OurTraining:
         batch = self._collector.step(action)
         self.replay.add(batch)
         self.learner.observe(batch)
-
-    def _learn(self) -> None:
-        total = self._updates_due(self._run.decisions)
-        for _ in range(self._updates_due(self.replay.added) - self.updates):
-            share = self.updates / total
-            self.learner.set_learning_rate_factor(1 - (1 - self._config.final_learning_rate_factor) * share)
-            self.learner.update(self.replay.sample(self._config.learner.batch_size, self._generator))
-            self.updates += 1
 
 
 def train_ours(run: Run, config: OurConfig, evaluator: Evaluator, progress: Callable[[int], object]) -> int:
