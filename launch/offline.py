@@ -38,7 +38,9 @@ class OfflineConfig:
     num_threads: int = setting(2, "threads that step the simulation; 0 for all processors")
     device: str = setting("cpu", "where the networks are computed: cpu, cuda, cuda:1, ...")
     evaluation_episodes: int = setting(10, "episodes per evaluation in simulation, where the data came from one; 0 for none")
-    learner: LearnerConfig = setting(LearnerConfig, "the learner")
+    learner: LearnerConfig = setting(
+        lambda: LearnerConfig(n_steps=1), "the learner; longer steps would learn the value of what the behaviour did next"
+    )
     behaviour: BehaviourConfig = setting(BehaviourConfig, "how the policy is held to the data")
     trainer: OfflineTrainerConfig = setting(OfflineTrainerConfig, "the training run")
     online: OnlineConfig = setting(OnlineConfig, "going on online (with --online)")

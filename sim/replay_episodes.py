@@ -36,7 +36,7 @@ def episodes_from_replay(
     if transitions is not None and transitions > count:
         raise DatasetError(f"the replay buffer holds {count} transitions, {transitions} were asked for")
     oldest_first = (np.arange(count) + (added if added > capacity else 0)) % count
-    ordered = {name: values[oldest_first] for name, values in replay.items() if name != "added"}
+    ordered = {name: values[oldest_first] for name, values in replay.items() if values.ndim}
     environments = (np.arange(count) + max(0, added - count)) % num_envs
     episodes = [
         episode

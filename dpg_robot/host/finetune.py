@@ -159,7 +159,7 @@ def finetune(
             index = torch.randint(len(robot), (from_robot,), generator=generator)
             batch = robot.select(index)
             if from_robot < learner.config.batch_size:
-                batch = batch.concatenate(simulation.sample(learner.config.batch_size - from_robot, generator))
+                batch = batch.concatenate(learner.draw(simulation, learner.config.batch_size - from_robot, generator))
             learner.set_learning_rate_factor(config.learning_rate_factor * (1 - update / config.updates))
             metrics = learner.update(batch, improve_policy=update >= config.improve_policy_after)
             recent = [*recent[-99:], metrics]

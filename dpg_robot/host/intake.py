@@ -86,6 +86,7 @@ def take_in(log: str | Path, contract: Contract, reward_function: RewardFunction
         reward=torch.from_numpy(reward.astype(np.float32)),
         next_observation=torch.from_numpy(next_observation),
         terminal=torch.from_numpy(transitions.terminal.astype(np.float32)),
+        steps=torch.ones(len(transitions)),
     )
     usable = transitions.valid & np.isfinite(observation).all(1) & np.isfinite(next_observation).all(1)
     return LoggedEpisodes(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dpg_robot.learning.baseline import Baseline, Guess
 from dpg_robot.learning.denoiser import ActionDenoiser, action_after_outcome
 from dpg_robot.learning.gradient import controlled_action_gradient
-from dpg_robot.learning.outcome import OutcomeEncoder, OutcomeKind
+from dpg_robot.learning.outcome import OutcomeEncoder, OutcomeKind, StateShape
 from dpg_robot.learning.replay import Batch
 from dpg_robot.learning.settings import GradientKind, LearnerConfig
 
@@ -29,23 +29,21 @@ class GradientEstimator(nn.Module):
     """Denoiser and baseline, what they are trained with, and the action gradient that they give.
 
     Args:
-        state_size: size S of an observation, with what only a simulator knows.
-        num_features: how many of its first numbers are the present features.
-        action_size: number A of actions.
+        shape: what an observation is made of.
         config: settings.
     """
 
     second_moments: Tensor
     shift_scale: Tensor
 
-    def __init__(self, state_size: int, num_features: int, action_size: int, config: LearnerConfig) -> None:
+    def __init__(self, shape: StateShape, config: LearnerConfig) -> None:
         super().__init__()
         self.config = config
         hidden = config.hidden_sizes
         kind: OutcomeKind = _OUTCOMES.get(config.gradient, config.gradient)  # type: ignore[arg-type]
-        self.outcome = OutcomeEncoder(kind, state_size, num_features, hidden, config.learned_features)
-        self.denoiser = ActionDenoiser(state_size, action_size, self.outcome.size, hidden, config.action_std)
-        self.baseline = Baseline(state_size, action_size, hidden, config.baseline_members)
+        self.outcome = OutcomeEncoder(kind, shape, hidden, config.learned_features, config.n_steps)
+        self.denoiser = ActionDenoiser(shape.size, shape.actions, self.outcome.size, hidden, config.action_std)
+        self.baseline = Baseline(shape.size, shape.actions, hidden, config.baseline_members)
         # running mean squares of the residuals of value and of slope times sigma
         self.register_buffer("second_moments", torch.ones(2))
         # running root mean square of the shift of the denoised action by the outcome, in units of sigma

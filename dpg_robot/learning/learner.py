@@ -14,8 +14,9 @@ from dpg_robot.errors import CheckpointError, ConfigError
 from dpg_robot.learning.baseline import Baseline
 from dpg_robot.learning.denoiser import ActionDenoiser
 from dpg_robot.learning.estimator import GradientEstimator
+from dpg_robot.learning.outcome import StateShape
 from dpg_robot.learning.policy import Policy
-from dpg_robot.learning.replay import Batch
+from dpg_robot.learning.replay import Batch, ReplayBuffer
 from dpg_robot.learning.settings import LearnerConfig as LearnerConfig
 
 
@@ -64,7 +65,8 @@ class Learner(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.policy = Policy(observations, actions, config.hidden_sizes)
-            self.estimator = GradientEstimator(states, contract.num_features, actions, config)
+            self.shape = StateShape(states, contract.num_features, actions, contract.history)
+            self.estimator = GradientEstimator(self.shape, config)
             self.target_baseline = Baseline(states, actions, config.hidden_sizes, config.baseline_members)
         self.target_baseline.load_state_dict(self.baseline.state_dict())
         self.target_baseline.requires_grad_(False)
@@ -116,7 +118,7 @@ class Learner(nn.Module):
 
     @torch.no_grad()
     def target(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
-        """Return targets (N,): y = r + discount * (1 - terminal) * V(s'), with the entropy bonus in V.
+        """Return targets (N,): y = r + discount^steps * (1 - terminal) * V(s'), with the entropy bonus in V.
 
         Args:
             batch: N transitions.
@@ -129,20 +131,30 @@ class Learner(nn.Module):
         action, log_probability = self.policy(self.measurable(next_observation), next_action_noise)
         values: Tensor = self.target_baseline(next_observation, action, torch.zeros_like(action[:, :1]))
         next_value: Tensor = values.amin(0) - self.log_temperature.exp() * log_probability
-        return self.config.reward_scale * batch.reward + self.config.discount * (1 - batch.terminal) * next_value
+        return self.config.reward_scale * batch.reward + self.future_weight(batch) * next_value
+
+    def future_weight(self, batch: Batch) -> Tensor:
+        """Return what the value (N,) of the next observation counts in the target: its discount, 0 after a terminal state."""
+        return self.config.discount**batch.steps * (1 - batch.terminal)
+
+    def draw(self, replay: ReplayBuffer, count: int, generator: torch.Generator) -> Batch:
+        """Return ``count`` transitions from a buffer, each over as many control steps as the settings say."""
+        return replay.sample(count, generator, self.config.n_steps, self.config.discount)
+
+    def observe_newest(self, replay: ReplayBuffer, count: int) -> None:
+        """Take the ``count`` newest whole transitions of a buffer into the normalizers' statistics."""
+        self.observe(replay.newest(count, self.config.n_steps, self.config.discount))
 
     def _target_and_slope(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Return the targets (N,) and their derivatives (N, A) in the actions that the next observations remember, if any."""
         if not self._remembers_action:
             return self.target(batch), None
-        first = self.contract.num_features * 2  # after the present features, the newest frame: features, then action
-        remembered = slice(first, first + self.contract.num_actions)
-        action = batch.next_observation[:, remembered].clone().requires_grad_(True)
-        next_observation = batch.next_observation.clone()
-        next_observation[:, remembered] = action
-        target = self._bootstrap(batch, next_observation)
+        remembered = batch.steps <= self.contract.history
+        place = self.shape.remembered_action(torch.where(remembered, batch.steps, 1))
+        action = batch.next_observation.gather(1, place).requires_grad_(True)
+        target = self._bootstrap(batch, batch.next_observation.scatter(1, place, action))
         (slope,) = torch.autograd.grad(target.sum(), action)
-        return target.detach(), slope
+        return target.detach(), slope * remembered[:, None]
 
     def update(self, batch: Batch, *, improve_policy: bool = True) -> dict[str, Tensor]:
         """Update the networks once on a batch of transitions.
@@ -181,6 +193,7 @@ class Learner(nn.Module):
         for what, ours, theirs in (
             *((f"contract's {name}", getattr(self.contract, name), getattr(other.contract, name)) for name in motion),
             ("learner.gradient", self.config.gradient, other.config.gradient),
+            ("learner.n_steps", self.config.n_steps, other.config.n_steps),
             ("learner.hidden_sizes", list(self.config.hidden_sizes), list(other.config.hidden_sizes)),
             ("privileged size", self.privileged_size, other.privileged_size),
         ):

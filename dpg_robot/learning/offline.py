@@ -114,8 +114,8 @@ class OfflineLearner(Learner):
         noise = self._normal(*batch.action.shape, generator=generator)
         action, _ = self.policy(self.measurable(next_observation), noise)
         next_value = self.target_baseline(next_observation, action, torch.zeros_like(action[:, :1])).amin(0)
-        # y = r + discount * (1 - terminal) * min over the ensemble of Q(s', alpha(s', eps))
-        target: Tensor = self.config.reward_scale * batch.reward + self.config.discount * (1 - batch.terminal) * next_value
+        # y = r + discount^steps * (1 - terminal) * min over the ensemble of Q(s', alpha(s', eps))
+        target: Tensor = self.config.reward_scale * batch.reward + self.future_weight(batch) * next_value
         return target
 
     def _ascent(self, batch: Batch, action: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -167,6 +167,7 @@ def to_batch(transitions: Transitions, contract: Contract) -> Batch:
         reward=reward,
         next_observation=torch.from_numpy(transitions.next_observation),
         terminal=torch.from_numpy(transitions.terminal).float(),
+        steps=torch.ones(len(transitions)),
     )
 
 

@@ -23,7 +23,7 @@ from dpg_robot.errors import CheckpointError
 from dpg_robot.files import write_atomically
 from dpg_robot.learning.checkpoint import load_checkpoint, save_checkpoint
 from dpg_robot.learning.offline import OfflineLearner, digest
-from dpg_robot.learning.replay import Batch
+from dpg_robot.learning.replay import Batch, ordered_replay
 from dpg_robot.learning.trainer import Evaluation, checkpoints, learner_state, newest_checkpoint, restore_learner
 
 
@@ -72,7 +72,7 @@ class OfflineTrainer:
     ) -> None:
         self.learner, self.config, self.folder = learner, config, Path(folder)
         self.evaluations: list[dict[str, Any]] = []
-        self._data, self._digest, self._returns = data, digest(data), returns
+        self._data, self._digest, self._returns = ordered_replay(data), digest(data), returns
         self._generator = torch.Generator().manual_seed(seed)
         self._updates = 0
         (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,8 @@ class OfflineTrainer:
     def run(self, show_progress: bool = True) -> Path:
         """Train up to ``config.updates`` and return the last checkpoint."""
         if self._updates == 0:
-            self.learner.observe(self._data)  # once and for all, so that the meaning of the networks' inputs never moves
+            # once and for all, so that the meaning of the networks' inputs never moves
+            self.learner.observe_newest(self._data, len(self._data))
         writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self._updates)
         try:
             with tqdm(total=self.config.updates, initial=self._updates, unit="update", disable=not show_progress) as progress:
@@ -121,8 +122,7 @@ class OfflineTrainer:
     def _learn(self, writer: SummaryWriter, progress: Any) -> None:
         share = self._updates / self.config.updates
         self.learner.set_learning_rate_factor(1 - (1 - self.config.final_learning_rate_factor) * share)
-        index = torch.randint(len(self._data), (self.learner.config.batch_size,), generator=self._generator)
-        metrics = self.learner.update(self._data.select(index.to(self._data.reward.device)))
+        metrics = self.learner.update(self.learner.draw(self._data, self.learner.config.batch_size, self._generator))
         self._updates += 1
         progress.update()
         if self._updates % self.config.log_every == 0:

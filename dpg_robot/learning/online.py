@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dpg_robot.config import setting
 from dpg_robot.learning.offline import OfflineLearner
-from dpg_robot.learning.replay import Batch, ReplayBuffer
+from dpg_robot.learning.replay import Batch, ReplayBuffer, ordered_replay
 from dpg_robot.learning.trainer import Environment, Evaluation, Trainer, TrainerConfig
 
 
@@ -43,17 +43,18 @@ class MixedReplay(ReplayBuffer):
         capacity: largest number of new transitions kept.
         data: the data set's transitions.
         share: share of each sample that comes from the data set.
+        stride: number of environments that new transitions come from in turns.
     """
 
-    def __init__(self, capacity: int, data: Batch, share: float) -> None:
-        super().__init__(capacity, data.observation.shape[1], data.action.shape[1], data.observation.device)
-        self._offline, self._share = data, share
+    def __init__(self, capacity: int, data: Batch, share: float, stride: int = 1) -> None:
+        super().__init__(capacity, data.observation.shape[1], data.action.shape[1], data.observation.device, stride)
+        self._offline, self._share = ordered_replay(data), share
 
-    def sample(self, count: int, generator: torch.Generator) -> Batch:
-        """Return ``count`` transitions drawn with replacement; raises ValueError from an empty buffer."""
+    def sample(self, count: int, generator: torch.Generator, n_steps: int = 1, discount: float = 1.0) -> Batch:
+        """Return ``count`` transitions drawn with replacement, as in :class:`ReplayBuffer`."""
         offline = round(self._share * count)
-        new = super().sample(count - offline, generator)
-        return new.concatenate(self._offline.select(torch.randint(len(self._offline), (offline,), generator=generator)))
+        new = super().sample(count - offline, generator, n_steps, discount)
+        return new.concatenate(self._offline.sample(offline, generator, n_steps, discount))
 
 
 class OnlineTrainer(Trainer):
@@ -83,7 +84,7 @@ class OnlineTrainer(Trainer):
         seed: int = 0,
     ) -> None:
         super().__init__(learner, config.trainer, environment, evaluation_environment, folder, seed)
-        self.replay = MixedReplay(config.trainer.replay_capacity, data, config.offline_share)
+        self.replay = MixedReplay(config.trainer.replay_capacity, data, config.offline_share, environment.num_envs)
         learner.online_since = int(learner.updates)
 
     def run(self, show_progress: bool = True) -> Path:
@@ -107,4 +108,4 @@ class OnlineTrainer(Trainer):
         action: Tensor = self.learner.act(self.collector.observation.to(self.learner.device))
         batch = self.collector.step(action)
         self.replay.add(batch)
-        self.learner.observe(batch)
+        self.learner.observe_newest(self.replay, len(batch))

@@ -37,6 +37,9 @@ class LearnerConfig:
     learning_rate: float = setting(1e-3, "step size of Adam for denoiser and baseline")
     policy_learning_rate: float = setting(1e-3, "step size of Adam for policy and temperature")
     discount: float = setting(0.99, "discount per control step")
+    n_steps: int = setting(
+        3, "control steps of rewards in a target before a value stands for the rest; more carries delayed rewards back sooner"
+    )
     reward_scale: float = setting(0.1, "factor on rewards before learning")
     target_update: float = setting(0.01, "share by which the target baseline follows the baseline at each update")
     policy_update_interval: int = setting(2, "updates of denoiser and baseline for each update of the policy", unit="updates")
@@ -49,7 +52,7 @@ class LearnerConfig:
             raise ValueError(f"need 0 < sigma_min <= sigma_max, got {self.sigma_min} and {self.sigma_max}")
         if not 0 <= self.discount < 1:
             raise ValueError(f"discount must be in [0, 1), got {self.discount}")
-        for name in ("batch_size", "baseline_members", "policy_update_interval", "learned_features"):
+        for name in ("batch_size", "baseline_members", "n_steps", "policy_update_interval", "learned_features"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
         if any(size < 1 for size in self.hidden_sizes):

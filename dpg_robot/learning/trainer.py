@@ -176,6 +176,7 @@ class Collector:
             reward=torch.from_numpy(step.reward) / self._contract.action_repeat,
             next_observation=next_observation,
             terminal=torch.from_numpy(step.terminal).float(),
+            steps=torch.ones(len(actions)),
         )
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -223,7 +224,9 @@ class Trainer:
         self.learner, self.config, self.folder = learner, config, Path(folder)
         self.collector = Collector(environment, learner.contract, learner.privileged_size > 0)
         state_size = learner.contract.observation_size + learner.privileged_size
-        self.replay = ReplayBuffer(config.replay_capacity, state_size, learner.contract.num_actions, learner.device)
+        self.replay = ReplayBuffer(
+            config.replay_capacity, state_size, learner.contract.num_actions, learner.device, environment.num_envs
+        )
         self.evaluations: list[dict[str, Any]] = []
         self._evaluation_environment = evaluation_environment
         self._evaluation_start = evaluation_environment.state_dict()
@@ -281,13 +284,13 @@ class Trainer:
             action = self.learner.act(self.collector.observation.to(self.learner.device))
         batch = self.collector.step(action)
         self.replay.add(batch)
-        self.learner.observe(batch)
+        self.learner.observe_newest(self.replay, len(batch))
 
     def _learn(self, writer: SummaryWriter, progress: Any, started: float, first: int) -> None:
         for _ in range(self.config.updates_per_step - self._updates % self.config.updates_per_step):
             progress_share = self._updates / self.config.updates
             self.learner.set_learning_rate_factor(1 - (1 - self.config.final_learning_rate_factor) * progress_share)
-            metrics = self.learner.update(self.replay.sample(self.learner.config.batch_size, self._generator))
+            metrics = self.learner.update(self.learner.draw(self.replay, self.learner.config.batch_size, self._generator))
             self._updates += 1
             progress.update()
             if self._updates % self.config.log_every == 0:

@@ -23,7 +23,7 @@ from sim.environment import BatchEnvironment, make_native
 
 _CHUNK = 4096
 _FINAL_LEARNING_RATE_FACTOR = 0.05
-_TRANSITION = ("observation", "action", "reward", "next_observation", "terminal")
+_TRANSITION = ("observation", "action", "reward", "next_observation", "terminal", "steps")
 _STATE = ("observation", "qpos", "qvel", "activation")
 
 
@@ -123,7 +123,7 @@ def train_behaviour(run: BehaviourRun) -> dict[str, Tensor]:
     contract = environment.contract()
     learner = Learner(contract, run.learner, config.seed)
     collector = Collector(environment, contract)
-    replay = ReplayBuffer(config.decisions, contract.observation_size, contract.num_actions)
+    replay = ReplayBuffer(config.decisions, contract.observation_size, contract.num_actions, stride=config.num_envs)
     generator = torch.Generator().manual_seed(config.seed)
     updates, total = 0, int(config.updates_per_decision * max(0, config.decisions - config.warmup_decisions))
     while replay.added < config.decisions:
@@ -133,10 +133,10 @@ def train_behaviour(run: BehaviourRun) -> dict[str, Tensor]:
             action = learner.act(collector.observation)
         batch = collector.step(action)
         replay.add(batch)
-        learner.observe(batch)
+        learner.observe_newest(replay, len(batch))
         while updates < min(total, int(config.updates_per_decision * (replay.added - config.warmup_decisions))):
             learner.set_learning_rate_factor(1 - (1 - _FINAL_LEARNING_RATE_FACTOR) * updates / total)
-            learner.update(replay.sample(run.learner.batch_size, generator))
+            learner.update(learner.draw(replay, run.learner.batch_size, generator))
             updates += 1
     last = (replay.added - config.transitions + torch.arange(config.transitions)) % replay.capacity
     transitions = replay.all().select(last)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dpg_robot.learning.estimator import GradientEstimator
+from dpg_robot.learning.outcome import StateShape
 from dpg_robot.learning.settings import LearnerConfig
 from sim.benchmarks.gradient_behaviour import Behaviour, Target
 from sim.benchmarks.gradient_protocol import RobustnessConfig, TruthRun, VariantRun
@@ -37,8 +39,8 @@ class VariantTraining:
         self._generator = torch.Generator().manual_seed(seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            sizes = (behaviour.observation_size, behaviour.observation_size, behaviour.action_size)
-            self.estimator = GradientEstimator(*sizes, learner)
+            shape = StateShape(behaviour.observation_size, behaviour.observation_size, behaviour.action_size)
+            self.estimator = GradientEstimator(shape, dataclasses.replace(learner, n_steps=1))
         self.estimator.observe(batch)
         self._optimizer = torch.optim.Adam(self.estimator.parameters(), learner.learning_rate, fused=True)
 

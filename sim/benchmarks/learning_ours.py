@@ -33,7 +33,7 @@ class OurTraining:
         contract = environment.contract(run.history)
         self.learner = Learner(contract, config.learner, run.seed)
         capacity = min(config.replay_capacity, run.decisions)
-        self.replay = ReplayBuffer(capacity, contract.observation_size, contract.num_actions)
+        self.replay = ReplayBuffer(capacity, contract.observation_size, contract.num_actions, stride=config.num_envs)
         self.updates = 0
         self._run, self._config = run, config
         self._collector = Collector(environment, contract)
@@ -60,7 +60,7 @@ class OurTraining:
 
     def update(self) -> None:
         """Update the learner once from what was collected; it does not count as one that was due."""
-        self.learner.update(self.replay.sample(self._config.learner.batch_size, self._generator))
+        self.learner.update(self.learner.draw(self.replay, self._config.learner.batch_size, self._generator))
 
     @torch.no_grad()
     def mean_action(self, observations: NDArray[np.float32]) -> NDArray[Any]:
@@ -75,17 +75,16 @@ class OurTraining:
         collector = Collector(environment, self.learner.contract)
         generator = torch.Generator().manual_seed(self._run.seed + _MOTION_SEED)
         learner = Learner(self.learner.contract, config.learner, self._run.seed + _MOTION_SEED)
-        replay = ReplayBuffer(
-            config.motion.transitions, self.learner.contract.observation_size, self.learner.contract.num_actions
-        )
+        sizes = self.learner.contract.observation_size, self.learner.contract.num_actions
+        replay = ReplayBuffer(config.motion.transitions, *sizes, stride=_MOTION_ENVIRONMENTS)
         while replay.added < config.motion.transitions:
             shape = (_MOTION_ENVIRONMENTS, self.learner.contract.num_actions)
             batch = collector.step(2 * torch.rand(shape, generator=generator) - 1)
             replay.add(dataclasses.replace(batch, reward=torch.zeros_like(batch.reward)))
-            learner.observe(batch)
+            learner.observe_newest(replay, len(batch))
         for update in range(config.motion.updates):
             learner.set_learning_rate_factor(1 - (1 - config.final_learning_rate_factor) * update / config.motion.updates)
-            learner.update_denoiser(replay.sample(config.learner.batch_size, generator))
+            learner.update_denoiser(learner.draw(replay, config.learner.batch_size, generator))
         return learner
 
     def _updates_due(self, decisions: int) -> int:
@@ -99,7 +98,7 @@ class OurTraining:
             action = self.learner.act(self._collector.observation)
         batch = self._collector.step(action)
         self.replay.add(batch)
-        self.learner.observe(batch)
+        self.learner.observe_newest(self.replay, len(batch))
 
 
 def train_ours(run: Run, config: OurConfig, evaluator: Evaluator, progress: Callable[[int], object]) -> int:

@@ -21,7 +21,9 @@ from sim.dataset_kinds import Behaviour
 class OurOfflineConfig:
     """Settings of one variant of ours."""
 
-    learner: LearnerConfig = setting(LearnerConfig, "the learner; sizes, batch and discount also go to the peers")
+    learner: LearnerConfig = setting(
+        lambda: LearnerConfig(n_steps=1), "the learner; sizes, batch and discount also go to the peers"
+    )
     behaviour: BehaviourConfig = setting(BehaviourConfig, "how the policy is held to the data")
 
 

@@ -20,6 +20,7 @@ from dpg_robot.data.datasets import Dataset
 from dpg_robot.data.minari_format import read_dataset
 from dpg_robot.files import write_atomically
 from dpg_robot.learning.offline import OfflineLearner, digest, to_batch
+from dpg_robot.learning.replay import ordered_replay
 from sim.benchmarks.learning_evaluation import Act, episode_returns
 from sim.benchmarks.learning_results import ResultError, describe_code, describe_versions, now
 from sim.benchmarks.offline_data import dataset_folder
@@ -87,8 +88,8 @@ def _train_ours(
     run: OfflineRun, settings: OurOfflineConfig, dataset: Dataset, judge: _Judge, progress: Progress
 ) -> tuple[list[dict[str, Any]], float]:
     learner = OfflineLearner(dataset.contract, settings.learner, settings.behaviour, run.seed)
-    data = to_batch(dataset.transitions(), dataset.contract)
-    learner.observe(data)
+    data = ordered_replay(to_batch(dataset.transitions(), dataset.contract))
+    learner.observe_newest(data, len(data))
     generator = torch.Generator().manual_seed(run.seed)
 
     @torch.no_grad()
@@ -100,7 +101,7 @@ def _train_ours(
         for _ in range(updates):
             share = int(learner.updates) / run.updates
             learner.set_learning_rate_factor(1 - (1 - _FINAL_LEARNING_RATE_FACTOR) * share)
-            learner.update(data.select(torch.randint(len(data), (settings.learner.batch_size,), generator=generator)))
+            learner.update(learner.draw(data, settings.learner.batch_size, generator))
 
     return _alternate(run, train, act, judge, progress)
 

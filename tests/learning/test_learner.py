@@ -10,7 +10,7 @@ from dpg_robot.contract import CommandChannel, Contract, Feature, MeasurementCha
 from dpg_robot.errors import CheckpointError, ConfigError
 from dpg_robot.learning import estimator as estimator_module
 from dpg_robot.learning.learner import Learner, LearnerConfig
-from dpg_robot.learning.replay import Batch, ReplayBuffer
+from dpg_robot.learning.replay import Batch, ReplayBuffer, ordered_replay
 
 CONTRACT = Contract(
     task="bandit",
@@ -28,6 +28,7 @@ SMALL = LearnerConfig(
     policy_update_interval=1,
     reward_scale=1.0,
     initial_temperature=0.01,
+    n_steps=1,
 )
 
 
@@ -36,7 +37,7 @@ def pull(action, generator):
     place = torch.zeros_like(action)
     next_place = action + 0.3 * torch.randn(action.shape, generator=generator)
     reward = -((next_place[:, 0] - BEST) ** 2)
-    return Batch(place, action, reward, next_place, torch.ones(len(action)))
+    return Batch(place, action, reward, next_place, torch.ones(len(action)), torch.ones(len(action)))
 
 
 def random_batch(count=16, generator=None):
@@ -142,26 +143,57 @@ def test_the_gradient_gets_what_the_identity_asks_for(monkeypatch):
 
 def test_a_target_that_remembers_the_action_has_a_slope_in_it():
     contract = dataclasses.replace(CONTRACT, history=2)  # observations: place, place@-1, push@-1, place@-2, push@-2
-    learner = Learner(contract, SMALL, seed=3)
+    learner = Learner(contract, dataclasses.replace(SMALL, n_steps=3), seed=3)
     for parameter in learner.target_baseline.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
-    batch = Batch(torch.rand(6, 5), torch.rand(6, 1), torch.rand(6), torch.rand(6, 5), torch.tensor([0.0] * 5 + [1.0]))
+    steps = torch.tensor([1.0, 1.0, 2.0, 2.0, 3.0, 1.0])
+    terminal = torch.tensor([0.0] * 5 + [1.0])
+    batch = Batch(torch.rand(6, 5), torch.rand(6, 1), torch.rand(6), torch.rand(6, 5), terminal, steps)
     state = learner.generator.get_state()
 
-    def targets(shift):
+    def targets(place, shift):
         learner.generator.set_state(state)
         moved = batch.next_observation.clone()
-        moved[:, 2] += shift
+        moved[:, place] += shift
         return learner.target(dataclasses.replace(batch, next_observation=moved)).double()
 
     learner.generator.set_state(state)
     target, slope = learner._target_and_slope(batch)
     assert not target.requires_grad
-    torch.testing.assert_close(target.double(), targets(0.0))
-    torch.testing.assert_close(slope[:, 0].double(), (targets(0.01) - targets(-0.01)) / 0.02, rtol=0.02, atol=1e-3)
-    assert float(slope[:5].abs().min()) > 1e-4
-    assert float(slope[5]) == 0.0
+    torch.testing.assert_close(target.double(), targets(0, 0.0))
+    for rows, place in ((slice(0, 2), 2), (slice(2, 4), 4)):  # the action was taken one step before, two steps before
+        difference = (targets(place, 0.01) - targets(place, -0.01)) / 0.02
+        torch.testing.assert_close(slope[rows, 0].double(), difference[rows], rtol=0.02, atol=1e-3)
+        assert float(slope[rows].abs().min()) > 1e-4
+    assert slope[4:, 0].tolist() == [0.0, 0.0], "three steps before is not remembered, and a terminal state has no value"
     assert Learner(CONTRACT, SMALL)._target_and_slope(random_batch())[1] is None
+
+
+def test_a_value_after_several_steps_is_discounted_for_each():
+    learner = Learner(CONTRACT, dataclasses.replace(SMALL, discount=0.5, n_steps=3))
+    batch = dataclasses.replace(random_batch(4), steps=torch.tensor([1.0, 2.0, 3.0, 3.0]), terminal=torch.tensor([0.0, 0, 0, 1]))
+    assert learner.future_weight(batch).tolist() == [0.5, 0.25, 0.125, 0.0]
+
+
+def test_a_delayed_reward_is_learned_over_several_steps():
+    """The reward for a push comes two steps later, and no observation tells of it: only targets over three steps can."""
+    generator = torch.Generator().manual_seed(0)
+    action = 2 * torch.rand(3000, 1, generator=generator) - 1
+    reward = -((torch.roll(action[:, 0], 2) - BEST) ** 2)
+    time = torch.arange(3000.0)[:, None]
+    still = Batch(time % 7, action, reward, (time + 1) % 7, torch.zeros(3000), torch.ones(3000))
+    places, gained = torch.arange(7.0)[:, None], {}
+    for n_steps in (1, 3):
+        learner = Learner(CONTRACT, dataclasses.replace(SMALL, gradient="critic", n_steps=n_steps, discount=0.9), 0)
+        replay = ordered_replay(still)
+        learner.observe_newest(replay, len(replay))
+        for _ in range(200):
+            learner.update(learner.draw(replay, 64, generator), improve_policy=False)
+        with torch.no_grad():
+            best, poor = (learner.baseline(places, torch.full((7, 1), push), torch.zeros(7, 1)) for push in (BEST, BEST - 1))
+        gained[n_steps] = float((best - poor).mean())
+    assert gained[3] == pytest.approx(0.9**2, rel=0.3)
+    assert abs(gained[1]) < 0.2
 
 
 def test_a_terminal_state_has_no_future_and_a_time_out_has_one():

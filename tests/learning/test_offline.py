@@ -44,7 +44,7 @@ def choices(count=2_000, spread=SPREAD, seed=0):
     action = (0.4 * observation + spread * torch.randn(count, 1, generator=generator)).clamp(-1, 1)
     next_observation = action + 0.1 * torch.randn(count, 1, generator=generator)
     reward = 1.0 + next_observation[:, 0]
-    return Batch(observation, action, reward, next_observation, terminal=torch.ones(count))
+    return Batch(observation, action, reward, next_observation, terminal=torch.ones(count), steps=torch.ones(count))
 
 
 def train(learner, data, updates, seed=0):
@@ -86,7 +86,13 @@ def test_the_pull_is_the_score_of_the_smoothed_behaviour(monkeypatch):
 
     monkeypatch.setattr(learner, "_denoise_untold", best_guess)
     count = 20_000
-    batch = Batch(*(torch.zeros(count, 1) for _ in range(2)), torch.zeros(count), torch.zeros(count, 1), torch.zeros(count))
+    batch = Batch(
+        *(torch.zeros(count, 1) for _ in range(2)),
+        torch.zeros(count),
+        torch.zeros(count, 1),
+        torch.zeros(count),
+        torch.ones(count),
+    )
     pulls = learner._pull(batch, torch.full((count, 1), 0.7))
     # the exact score of a Gaussian at the action, as its mean over the noise; four standard errors
     exact = (behaviour_mean - 0.7) / (behaviour_std**2 + sigma**2)
@@ -228,7 +234,7 @@ def swings(environments):
     generator = torch.Generator().manual_seed(1)
     observation, next_observation = torch.randn(2, 50, size, generator=generator)
     action = 2 * torch.rand(50, 1, generator=generator) - 1
-    return Batch(observation, action, torch.rand(50, generator=generator), next_observation, torch.zeros(50))
+    return Batch(observation, action, torch.rand(50, generator=generator), next_observation, torch.zeros(50), torch.ones(50))
 
 
 def test_going_on_online_starts_from_the_policy_and_its_score_and_lets_go_slowly(tmp_path, environments, swings):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dpg_robot.learning.outcome import OutcomeEncoder
+from dpg_robot.learning.outcome import OutcomeEncoder, StateShape
 from dpg_robot.learning.replay import Batch
 
 
@@ -13,12 +13,14 @@ def make_batch(count=512, seed=0):
     observation = torch.randn(count, 5, generator=generator)
     next_observation = observation + torch.randn(count, 5, generator=generator)
     reward = torch.randn(count, generator=generator)
-    return Batch(observation, torch.rand(count, 1, generator=generator), reward, next_observation, torch.zeros(count))
+    return Batch(
+        observation, torch.rand(count, 1, generator=generator), reward, next_observation, torch.zeros(count), torch.ones(count)
+    )
 
 
 def make_encoder(kind):
     torch.manual_seed(0)
-    return OutcomeEncoder(kind, 5, 2, (32,), 3)
+    return OutcomeEncoder(kind, StateShape(5, 2, 1, 1), (32,), 3)
 
 
 def test_each_kind_tells_what_its_name_says():
@@ -68,3 +70,27 @@ def test_learned_features_come_to_tell_the_surprise():
     left = surprise[:, None] - features @ torch.linalg.lstsq(features, surprise[:, None]).solution
     assert float(left.var() / surprise.var()) < 0.15
     assert float(encoder(held_out, surprise).abs().max()) <= 1
+
+
+def test_several_steps_tell_what_is_remembered_of_the_time_between_but_not_the_action_itself():
+    # features x, y; then two frames of (x, y, action), the newest first; then a privileged number
+    encoder = OutcomeEncoder("reward_and_next_state", StateShape(9, 2, 1, 2), (32,), 3, n_steps=3)
+    next_observation = torch.arange(9.0).repeat(3, 1) + 10 * torch.arange(1.0, 4.0)[:, None]
+    steps = torch.tensor([1.0, 2.0, 3.0])
+    batch = Batch(torch.ones(3, 9), torch.zeros(3, 1), torch.tensor([0.1, 0.2, 0.3]), next_observation, torch.zeros(3), steps)
+    expected = torch.tensor(
+        [
+            [9.0, 10.0, 0, 0, 0, 0, 0, 0, 1 / 3, 0.1],  # the newest frame holds the action
+            [19.0, 20.0, 22, 23, 24, 0, 0, 0, 2 / 3, 0.2],  # the second frame does
+            [29.0, 30.0, 32, 33, 34, 35, 36, 37, 1, 0.3],  # it is older than both
+        ]
+    )
+    torch.testing.assert_close(encoder(batch, torch.zeros(3)), expected)
+    assert encoder.size == 10
+    assert OutcomeEncoder("next_state", StateShape(9, 2, 1, 2), (32,), 3, n_steps=9).size == 9
+    assert OutcomeEncoder("next_state", StateShape(9, 2, 1, 0), (32,), 3, n_steps=3).size == 3
+
+
+def test_places_of_remembered_actions():
+    shape = StateShape(12, 2, 2, 2)  # x, y; x, y, a, b; x, y, a, b; two privileged numbers
+    assert shape.remembered_action(torch.tensor([1.0, 2.0])).tolist() == [[4, 5], [8, 9]]
