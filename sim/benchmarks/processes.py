@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import time
 import traceback
 from collections import deque
@@ -132,6 +133,7 @@ def _one_thread_for_children() -> Iterator[None]:
 def _work(run: R, work: Callable[[R, Progress], V], connection: Connection) -> None:
     """Carry out a run in this process and send how it goes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches everyone; the process that started this one ends it
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     report = _Throttled(connection)
     message: tuple[str, Any]
     with suppress(BrokenPipeError):  # nobody waits for this run any more
@@ -143,6 +145,14 @@ def _work(run: R, work: Callable[[R, Progress], V], connection: Connection) -> N
             message = ("error", traceback.format_exc())
         report.flush()
         connection.send(message)
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it is killed, as nobody would see its progress or end it."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 class _Throttled:
