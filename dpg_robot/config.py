@@ -98,23 +98,32 @@ def config_from_arguments(cls: type[T], arguments: argparse.Namespace) -> T:
     return config
 
 
-def describe_settings(cls: type, prefix: str = "") -> list[str]:
-    """Return one line per field: dotted key, default, unit and explanation."""
+def describe_settings(cls: type, prefix: str = "", base: Any = None) -> list[str]:
+    """Return one line per field: dotted key, default, unit and explanation.
+
+    Args:
+        cls: the dataclass.
+        prefix: what its keys begin with.
+        base: an instance that gives the defaults, instead of the class's own.
+    """
     hints = typing.get_type_hints(cls)
     lines = []
     for field in _fields(cls):
+        value = _default(field, base)
         if dataclasses.is_dataclass(hints[field.name]):
-            lines += describe_settings(cast(type, hints[field.name]), f"{prefix}{field.name}.")
+            lines += describe_settings(cast(type, hints[field.name]), f"{prefix}{field.name}.", value)
             continue
-        if field.default is not dataclasses.MISSING:
-            default = _to_text(field.default)
-        elif field.default_factory is not dataclasses.MISSING:
-            default = _to_text(field.default_factory())
-        else:
-            default = "required"
+        default = "required" if value is dataclasses.MISSING else _to_text(value)
         unit = f" {field.metadata['unit']}" if field.metadata.get("unit") else ""
         lines.append(f"{prefix}{field.name}={default}{unit}  {field.metadata.get('help', '')}".rstrip())
     return lines
+
+
+def _default(field: dataclasses.Field[Any], base: Any) -> Any:
+    """Return the default of a field: the one of ``base`` where that is an instance, MISSING where there is none."""
+    if base is not None and base is not dataclasses.MISSING:
+        return getattr(base, field.name)
+    return field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
 
 
 def _fields(cls: Any) -> tuple[dataclasses.Field[Any], ...]:
@@ -203,9 +212,9 @@ def _refuse(node: yaml.Node, key: str, expected: str) -> ConfigError:
     return ConfigError(f"{_where(node)}: {key or 'the file'} must be {expected}, got {got}")
 
 
-def _build(annotation: Any, node: yaml.Node, key: str) -> Any:
+def _build(annotation: Any, node: yaml.Node, key: str, default: Any = None) -> Any:
     if dataclasses.is_dataclass(annotation):
-        return _build_dataclass(cast(type, annotation), node, key)
+        return _build_dataclass(cast(type, annotation), node, key, default)
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (Union, types.UnionType):
         return _build_optional(arguments, node, key)
@@ -244,7 +253,8 @@ def _build_literal(choices: tuple[Any, ...], node: yaml.Node, key: str) -> Any:
     raise ConfigError(f"{_refuse(node, key, 'one of ' + ', '.join(texts))}.{suggestion}")
 
 
-def _build_dataclass(cls: type, node: yaml.Node, key: str) -> Any:
+def _build_dataclass(cls: type, node: yaml.Node, key: str, base: Any = None) -> Any:
+    """Build ``cls`` from a mapping; what does not stand there is that of ``base``, or of the class where there is none."""
     if not isinstance(node, yaml.MappingNode):
         raise _refuse(node, key, "a mapping of settings")
     hints, fields = typing.get_type_hints(cls), {field.name: field for field in _fields(cls)}
@@ -255,16 +265,13 @@ def _build_dataclass(cls: type, node: yaml.Node, key: str) -> Any:
             raise ConfigError(
                 f"{_where(key_node)}: unknown key {dotted!r}; known: {', '.join(fields)}.{did_you_mean(name, fields)}"
             )
-        values[name] = _build(hints[name], value_node, dotted)
-    missing = [
-        name
-        for name, field in fields.items()
-        if name not in values and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    ]
+        values[name] = _build(hints[name], value_node, dotted, _default(fields[name], base))
+    defaults = {name: _default(field, base) for name, field in fields.items() if name not in values}
+    missing = [name for name, value in defaults.items() if value is dataclasses.MISSING]
     if missing:
         raise ConfigError(f"{_where(node)}: {key or 'configuration'} lacks required key(s): {', '.join(missing)}")
     try:
-        return cls(**values)
+        return cls(**defaults | values)
     except ValueError as error:
         raise ConfigError(f"{_where(node)}: {key + ': ' if key else ''}{error}") from error
 

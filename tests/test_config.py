@@ -333,3 +333,16 @@ def test_show_config_prints_what_would_be_used_and_leaves(parser, capsys, write)
     assert left.value.code == 0
     shown = write(capsys.readouterr().out, "shown.yaml")
     assert load_config(Settings, shown) == Settings(seed=3, rate=1e-3, arm=Arm(2.0))
+
+
+def test_what_a_nested_default_says_holds_until_it_is_changed(write):
+    @dataclass(frozen=True)
+    class Robot:
+        long: Arm = setting(lambda: Arm(length=2.0, limits={"elbow": 1.0}), "an arm that is longer")
+
+    assert load_config(Robot).long == Arm(2.0, {"elbow": 1.0})
+    assert load_config(Robot, write("long: {limits: {wrist: 2}}")).long == Arm(2.0, {"wrist": 2.0})
+    assert load_config(Robot, overrides=["long.length=3"]).long == Arm(3.0, {"elbow": 1.0})
+    assert "long.length=2.0 m  length of the arm" in describe_settings(Robot)
+    with pytest.raises(ConfigError, match="length must be positive"):
+        load_config(Robot, overrides=["long.length=0"])

@@ -41,7 +41,7 @@ class GradientEstimator(nn.Module):
         self.config = config
         hidden = config.hidden_sizes
         kind: OutcomeKind = _OUTCOMES.get(config.gradient, config.gradient)  # type: ignore[arg-type]
-        self.outcome = OutcomeEncoder(kind, shape, hidden, config.learned_features, config.n_steps)
+        self.outcome = OutcomeEncoder(kind, shape, hidden, config.learned_features, config.steps_of_targets(shape.history))
         self.denoiser = ActionDenoiser(shape.size, shape.actions, self.outcome.size, hidden, config.action_std)
         self.baseline = Baseline(shape.size, shape.actions, hidden, config.baseline_members)
         # running mean squares of the residuals of value and of slope times sigma

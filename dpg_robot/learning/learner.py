@@ -60,6 +60,7 @@ class Learner(nn.Module):
         super().__init__()
         self.contract, self.config, self.privileged_size = contract, config, privileged_size
         self.device = usable_device(device)
+        self.n_steps = config.steps_of_targets(contract.history)
         observations, actions = contract.observation_size, contract.num_actions
         states = observations + privileged_size
         with torch.random.fork_rng(devices=[]):
@@ -139,11 +140,11 @@ class Learner(nn.Module):
 
     def draw(self, replay: ReplayBuffer, count: int, generator: torch.Generator) -> Batch:
         """Return ``count`` transitions from a buffer, each over as many control steps as the settings say."""
-        return replay.sample(count, generator, self.config.n_steps, self.config.discount)
+        return replay.sample(count, generator, self.n_steps, self.config.discount)
 
     def observe_newest(self, replay: ReplayBuffer, count: int) -> None:
         """Take the ``count`` newest whole transitions of a buffer into the normalizers' statistics."""
-        self.observe(replay.newest(count, self.config.n_steps, self.config.discount))
+        self.observe(replay.newest(count, self.n_steps, self.config.discount))
 
     def _target_and_slope(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Return the targets (N,) and their derivatives (N, A) in the actions that the next observations remember, if any."""
@@ -193,7 +194,7 @@ class Learner(nn.Module):
         for what, ours, theirs in (
             *((f"contract's {name}", getattr(self.contract, name), getattr(other.contract, name)) for name in motion),
             ("learner.gradient", self.config.gradient, other.config.gradient),
-            ("learner.n_steps", self.config.n_steps, other.config.n_steps),
+            ("learner.n_steps", self.n_steps, other.n_steps),
             ("learner.hidden_sizes", list(self.config.hidden_sizes), list(other.config.hidden_sizes)),
             ("privileged size", self.privileged_size, other.privileged_size),
         ):

@@ -38,7 +38,9 @@ class LearnerConfig:
     policy_learning_rate: float = setting(1e-3, "step size of Adam for policy and temperature")
     discount: float = setting(0.99, "discount per control step")
     n_steps: int = setting(
-        3, "control steps of rewards in a target before a value stands for the rest; more carries delayed rewards back sooner"
+        0,
+        "control steps of rewards in a target before a value stands for the rest; 0 for 3 and one more for each frame "
+        "of history, which tells how long effects are delayed",
     )
     reward_scale: float = setting(0.1, "factor on rewards before learning")
     target_update: float = setting(0.01, "share by which the target baseline follows the baseline at each update")
@@ -52,9 +54,11 @@ class LearnerConfig:
             raise ValueError(f"need 0 < sigma_min <= sigma_max, got {self.sigma_min} and {self.sigma_max}")
         if not 0 <= self.discount < 1:
             raise ValueError(f"discount must be in [0, 1), got {self.discount}")
-        for name in ("batch_size", "baseline_members", "n_steps", "policy_update_interval", "learned_features"):
+        for name in ("batch_size", "baseline_members", "policy_update_interval", "learned_features"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if self.n_steps < 0:
+            raise ValueError(f"n_steps must be 1 or more, or 0 for what suits the history, got {self.n_steps}")
         if any(size < 1 for size in self.hidden_sizes):
             raise ValueError(f"hidden_sizes must be 1 or more each, got {list(self.hidden_sizes)}")
         for name in ("learning_rate", "policy_learning_rate", "action_std", "initial_temperature", "max_gradient_norm"):
@@ -69,3 +73,7 @@ class LearnerConfig:
             raise ValueError(f"reward_scale and sigma_max must be finite, got {self.reward_scale} and {self.sigma_max}")
         if self.gradient == "critic" and self.amortization == "head":
             raise ValueError("gradient=critic is the slope of the baseline, so amortization must be slope, got head")
+
+    def steps_of_targets(self, history: int) -> int:
+        """Return over how many control steps targets go, for observations with ``history`` frames."""
+        return self.n_steps or 3 + history

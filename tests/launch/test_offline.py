@@ -157,7 +157,13 @@ def test_pretraining_begins_with_a_denoiser_that_knows_motion_without_rewards(ca
     motion = tmp_path / "motion"
     code, _, err = call("offline", data, *TINY, "learner.gradient=next_state", "--run", motion, "--quiet")
     assert code == 0, err
-    few = ("trainer.updates=1", "trainer.evaluate_every=1", "learner.learning_rate=1e-9", f"denoiser={motion}")
+    few = (
+        "trainer.updates=1",
+        "trainer.evaluate_every=1",
+        "learner.learning_rate=1e-9",
+        "learner.n_steps=1",
+        f"denoiser={motion}",
+    )
     code, _, err = call("pretrain", *PRETRAIN, "learner.gradient=next_state", *few, "--run", tmp_path / "run", "--quiet")
     assert code == 0, err
     known, begun = (load_learner(best_checkpoint(folder))[0].denoiser for folder in (motion, tmp_path / "run"))

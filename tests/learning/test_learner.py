@@ -169,6 +169,13 @@ def test_a_target_that_remembers_the_action_has_a_slope_in_it():
     assert Learner(CONTRACT, SMALL)._target_and_slope(random_batch())[1] is None
 
 
+def test_targets_go_over_more_steps_where_a_history_tells_of_delays():
+    delayed = dataclasses.replace(CONTRACT, history=2)
+    default = dataclasses.replace(SMALL, n_steps=0)
+    assert [Learner(contract, default).n_steps for contract in (CONTRACT, delayed)] == [3, 5]
+    assert Learner(delayed, SMALL).n_steps == 1
+
+
 def test_a_value_after_several_steps_is_discounted_for_each():
     learner = Learner(CONTRACT, dataclasses.replace(SMALL, discount=0.5, n_steps=3))
     batch = dataclasses.replace(random_batch(4), steps=torch.tensor([1.0, 2.0, 3.0, 3.0]), terminal=torch.tensor([0.0, 0, 0, 1]))
@@ -270,6 +277,7 @@ def test_all_normalizers_see_what_was_observed():
     ("change", "expected"),
     [
         ({"batch_size": 0}, "batch_size must be 1 or more"),
+        ({"n_steps": -1}, "n_steps must be 1 or more, or 0"),
         ({"baseline_members": 0}, "baseline_members must be 1 or more"),
         ({"policy_update_interval": 0}, "policy_update_interval must be 1 or more"),
         ({"hidden_sizes": (32, 0)}, "hidden_sizes must be 1 or more each"),
