@@ -20,6 +20,7 @@ from sim.benchmarks.learning_results import Result, write_result
 SCRIPT = Path(__file__).parents[2] / "launch" / "benchmark.py"
 CONFIG = SCRIPT.parents[1] / "configs" / "benchmark" / "learn.yaml"
 FEW = [
+    "ours={dpg: {}}",
     "tasks={cartpole-swingup: 4, cheetah-run: 4}",
     "disturbances={none: 0, hard: 5}",
     "peers={sac: {algorithm: SAC}, ppo: {algorithm: PPO}}",

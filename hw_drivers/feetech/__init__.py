@@ -1,0 +1,1 @@
+"""Feetech serial bus servos of the STS and SCS series: packets on the wire and control tables."""
