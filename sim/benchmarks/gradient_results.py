@@ -17,7 +17,8 @@ from torch import Tensor
 from dpg_robot.config import config_to_dict
 from dpg_robot.files import write_atomically
 from sim.benchmarks.gradient_protocol import LinearRun, Run, VariantRun
-from sim.benchmarks.learning_results import ResultError, describe_versions, now
+from sim.benchmarks.provenance import describe_versions, now
+from sim.benchmarks.run_store import ResultError
 
 Results = dict[LinearRun | VariantRun, dict[str, Any]]
 

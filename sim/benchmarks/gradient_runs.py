@@ -17,8 +17,9 @@ from sim.benchmarks.gradient_protocol import BehaviourRun, LinearRun, Run, Truth
 from sim.benchmarks.gradient_results import read_tensors, write_result, write_tensors
 from sim.benchmarks.gradient_truth import Consequences, true_gradient
 from sim.benchmarks.gradient_variants import train_and_compare
-from sim.benchmarks.learning_results import ResultError, describe_code
 from sim.benchmarks.processes import Finished, Progress, run_in_processes
+from sim.benchmarks.provenance import describe_code
+from sim.benchmarks.run_store import ResultError
 
 _ACTION_SEED = 3
 

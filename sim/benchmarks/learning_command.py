@@ -16,9 +16,10 @@ from sim.benchmarks.learning_figures import draw_figure
 from sim.benchmarks.learning_peers import require_peers
 from sim.benchmarks.learning_protocol import LearningProtocol, OurConfig, PeerConfig, Run, plan_runs, restrict
 from sim.benchmarks.learning_report import build_report, describe_report, to_csv
-from sim.benchmarks.learning_results import Result, ResultError, read_results
+from sim.benchmarks.learning_results import Result
 from sim.benchmarks.learning_runs import execute_all
 from sim.benchmarks.processes import Finished
+from sim.benchmarks.run_store import ResultError, read_results
 
 
 def add_learn_arguments(commands: Any, default_config: Path | None = None) -> None:
@@ -56,7 +57,7 @@ def run_learn(arguments: argparse.Namespace) -> dict[str, Any]:
     """Do the runs that are missing, then print the report and return it."""
     protocol = restrict(config_from_arguments(LearningProtocol, arguments), arguments.only)
     failed = [] if arguments.report else _train_missing(protocol, arguments)
-    stored = read_results(arguments.results, plan_runs(protocol))
+    stored = read_results(arguments.results, plan_runs(protocol), Result)
     report = build_report(protocol, stored)
     print(describe_report(report))
     if arguments.csv:
@@ -72,7 +73,7 @@ def _train_missing(protocol: LearningProtocol, arguments: argparse.Namespace) ->
         raise ValueError(f"--jobs must be 1 or more, got {arguments.jobs}")
     require_peers(protocol.peers.values())
     runs = plan_runs(protocol)
-    stored = read_results(arguments.results, runs)
+    stored = read_results(arguments.results, runs, Result)
     if stored.other and not arguments.redo:
         run, differing = next(iter(stored.other.items()))
         raise ResultError(

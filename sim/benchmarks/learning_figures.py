@@ -11,17 +11,18 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from sim.benchmarks.learning_protocol import LearningProtocol, disturbance_label
+from sim.benchmarks.learning_protocol import LearningProtocol, Run, disturbance_label
 from sim.benchmarks.learning_report import Scores, mean_returns
-from sim.benchmarks.learning_results import Result, Stored
+from sim.benchmarks.learning_results import Result
 from sim.benchmarks.learning_statistics import interquartile_mean
+from sim.benchmarks.run_store import Stored
 
 _PEER_COLORS = ("#ff7f0e", "#2ca02c", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf")
 _OUR_COLORS = ("#1f4fd8", "#d62728", "#000000", "#00a0a0")
 _CURVE_REPETITIONS = 2_000
 
 
-def draw_figure(protocol: LearningProtocol, stored: Stored, report: Mapping[str, Any]) -> bytes:
+def draw_figure(protocol: LearningProtocol, stored: Stored[Run, Result], report: Mapping[str, Any]) -> bytes:
     """Return a PNG: a panel of learning curves for each cell, and a panel of inter-quartile means with 95% intervals.
 
     Args:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from dpg_robot.config import config_to_dict
 from sim.benchmarks.learning_protocol import LearningProtocol, Run, disturbance_label
-from sim.benchmarks.learning_results import Result, Stored
+from sim.benchmarks.learning_results import Result
 from sim.benchmarks.learning_statistics import (
     Estimate,
     interquartile_mean,
@@ -26,6 +26,7 @@ from sim.benchmarks.learning_statistics import (
     probability_of_improvement,
     standard_error,
 )
+from sim.benchmarks.run_store import Stored
 from sim.benchmarks.tables import markdown_table
 
 LARGEST_RETURN = 1000.0
@@ -93,7 +94,7 @@ class Scores:
         return both
 
 
-def build_report(protocol: LearningProtocol, stored: Stored) -> dict[str, Any]:
+def build_report(protocol: LearningProtocol, stored: Stored[Run, Result]) -> dict[str, Any]:
     """Aggregate all results; returns plain values."""
     scores = Scores(stored.results)
     planned = len(protocol.cells) * len(protocol.algorithms) * len(protocol.seeds)

@@ -13,8 +13,10 @@ from sim.benchmarks.learning_evaluation import Evaluator
 from sim.benchmarks.learning_ours import train_ours
 from sim.benchmarks.learning_peers import train_peer
 from sim.benchmarks.learning_protocol import OurConfig, Run
-from sim.benchmarks.learning_results import Result, describe_code, describe_versions, now, write_result
+from sim.benchmarks.learning_results import Result
 from sim.benchmarks.processes import Finished, Progress, run_in_processes
+from sim.benchmarks.provenance import describe_code, describe_versions, now
+from sim.benchmarks.run_store import write_result
 
 
 def execute(run: Run, progress: Progress) -> Result:

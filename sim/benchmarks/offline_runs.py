@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -18,15 +16,16 @@ from numpy.typing import NDArray
 
 from dpg_robot.data.datasets import Dataset
 from dpg_robot.data.minari_format import read_dataset
-from dpg_robot.files import write_atomically
 from dpg_robot.learning.offline import OfflineLearner, digest, to_batch
 from dpg_robot.learning.replay import ordered_replay
+from sim.benchmarks import run_store
 from sim.benchmarks.learning_evaluation import Act, episode_returns
-from sim.benchmarks.learning_results import ResultError, describe_code, describe_versions, now
 from sim.benchmarks.offline_data import dataset_folder
 from sim.benchmarks.offline_peers import Peer, export_transitions
 from sim.benchmarks.offline_protocol import OfflinePeerConfig, OfflineRun, OurOfflineConfig
 from sim.benchmarks.processes import Finished, Progress, run_in_processes
+from sim.benchmarks.provenance import describe_code, describe_versions, now
+from sim.benchmarks.run_store import ResultError
 from sim.collect import make_again
 
 _FINAL_LEARNING_RATE_FACTOR = 0.05
@@ -163,16 +162,8 @@ def execute_all(
 
 def _execute_and_write(run: OfflineRun, progress: Progress, results: Path, python: Path | None) -> OfflineResult:
     result = execute(run, results, python, progress)
-    write_result(results, run, result)
+    run_store.write_result(results, run, result)
     return result
-
-
-def write_result(folder: Path, run: OfflineRun, result: OfflineResult) -> None:
-    """Write the result of a run to its place in the folder of all results."""
-    path = folder / run.place
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"specification": run.specification(), **dataclasses.asdict(result)}
-    write_atomically(path, json.dumps(content, indent=1).encode())
 
 
 def read_results(folder: Path, runs: Iterable[OfflineRun]) -> dict[OfflineRun, OfflineResult]:
@@ -181,18 +172,11 @@ def read_results(folder: Path, runs: Iterable[OfflineRun]) -> dict[OfflineRun, O
     Raises:
         ResultError: a file that cannot be read, or a result of other settings.
     """
-    results = {}
-    for run in runs:
-        path = folder / run.place
-        if not path.exists():
-            continue
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            specification = content.pop("specification")
-            result = OfflineResult(**content)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ResultError(f"{path} is not the result of a run ({error}); remove it") from error
-        if specification != json.loads(json.dumps(run.specification())):
-            raise ResultError(f"{path} is a result of other settings; remove it, or choose another folder with --results")
-        results[run] = result
-    return results
+    stored = run_store.read_results(folder, runs, OfflineResult)
+    if stored.other:
+        run, differing = next(iter(stored.other.items()))
+        raise ResultError(
+            f"{folder / run.place} is a result of other settings ({'; '.join(differing[:3])}); "
+            "remove it, or choose another folder with --results"
+        )
+    return stored.results

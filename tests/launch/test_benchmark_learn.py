@@ -15,7 +15,8 @@ import pytest
 
 from dpg_robot.config import load_config
 from sim.benchmarks.learning_protocol import LearningProtocol, plan_runs
-from sim.benchmarks.learning_results import Result, write_result
+from sim.benchmarks.learning_results import Result
+from sim.benchmarks.run_store import write_result
 
 SCRIPT = Path(__file__).parents[2] / "launch" / "benchmark.py"
 CONFIG = SCRIPT.parents[1] / "configs" / "benchmark" / "learn.yaml"

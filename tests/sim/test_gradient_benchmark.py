@@ -32,7 +32,7 @@ from sim.benchmarks.gradient_report import build_report, describe_report, to_csv
 from sim.benchmarks.gradient_results import read_results
 from sim.benchmarks.gradient_runs import execute, execute_all
 from sim.benchmarks.gradient_truth import Consequences, compare, true_gradient
-from sim.benchmarks.learning_results import ResultError
+from sim.benchmarks.run_store import ResultError
 
 SCRIPT = Path(__file__).parents[2] / "launch" / "benchmark.py"
 LEARNER = LearnerConfig(hidden_sizes=(8,), batch_size=16)

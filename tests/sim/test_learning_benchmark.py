@@ -12,14 +12,15 @@ import torch
 from dpg_robot.config import load_config
 from dpg_robot.errors import ConfigError, UnknownNameError
 from dpg_robot.learning.learner import LearnerConfig
-from sim.benchmarks import learning_peers, learning_results
+from sim.benchmarks import learning_peers, provenance
 from sim.benchmarks.learning_evaluation import Evaluator
 from sim.benchmarks.learning_ours import OurTraining
 from sim.benchmarks.learning_peers import MissingPeerError, make_model, require_peers
 from sim.benchmarks.learning_protocol import LearningProtocol, MotionConfig, OurConfig, PeerConfig, Run, plan_runs, restrict
 from sim.benchmarks.learning_report import frames_to_reach
-from sim.benchmarks.learning_results import Result, ResultError, read_results, write_result
+from sim.benchmarks.learning_results import Result
 from sim.benchmarks.learning_runs import execute, execute_all
+from sim.benchmarks.run_store import ResultError, read_results, write_result
 
 TINY = OurConfig(num_envs=2, warmup_decisions=80, learner=LearnerConfig(batch_size=8, hidden_sizes=(8,)))
 RUN = Run(
@@ -165,12 +166,12 @@ def test_every_evaluation_of_every_algorithm_runs_the_same_episodes():
 
 
 def test_results_are_found_again_and_those_of_other_settings_are_told_apart(tmp_path):
-    assert read_results(tmp_path, [RUN]).results == {}
+    assert read_results(tmp_path, [RUN], Result).results == {}
     write_result(tmp_path, RUN, RESULT)
     assert (tmp_path / "cartpole-swingup" / "none" / "dpg" / "3.json").is_file()
     longer = dataclasses.replace(RUN, frames=2080)
     larger = dataclasses.replace(RUN, settings=dataclasses.replace(TINY, learner=LearnerConfig(batch_size=9)))
-    stored = read_results(tmp_path, [RUN, longer, larger, dataclasses.replace(RUN, seed=9)])
+    stored = read_results(tmp_path, [RUN, longer, larger, dataclasses.replace(RUN, seed=9)], Result)
     assert stored.results == {RUN: RESULT}
     assert stored.other[longer] == ["frames: stored 1040, wanted 2080"]
     assert "settings.learner.batch_size: stored 8, wanted 9" in stored.other[larger]
@@ -181,9 +182,9 @@ def test_a_disturbance_that_changed_is_another_setting(tmp_path):
     path.write_text("action_noise: 0.1")
     run = dataclasses.replace(RUN, disturbance=str(path))
     write_result(tmp_path, run, RESULT)
-    assert read_results(tmp_path, [run]).results
+    assert read_results(tmp_path, [run], Result).results
     path.write_text("action_noise: 0.2")
-    assert read_results(tmp_path, [run]).other[run] == ["disturbance_settings.action_noise: stored 0.1, wanted 0.2"]
+    assert read_results(tmp_path, [run], Result).other[run] == ["disturbance_settings.action_noise: stored 0.1, wanted 0.2"]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"specification": {}}'])
@@ -191,7 +192,7 @@ def test_a_file_that_is_no_result_is_named(content, tmp_path):
     write_result(tmp_path, RUN, RESULT)
     (tmp_path / RUN.place).write_text(content)
     with pytest.raises(ResultError, match=r"3\.json is not the result of a run"):
-        read_results(tmp_path, [RUN])
+        read_results(tmp_path, [RUN], Result)
 
 
 def test_a_killed_run_leaves_no_file_and_does_not_stop_the_others(tmp_path):
@@ -228,10 +229,10 @@ def test_a_failing_run_does_not_stop_the_others_but_the_end_does(tmp_path):
 
 
 def test_where_git_cannot_tell_the_code_is_still_described(monkeypatch, tmp_path):
-    monkeypatch.setattr(learning_results, "_ROOT", tmp_path)
-    assert learning_results.describe_code()["commit"] is None
+    monkeypatch.setattr(provenance, "_ROOT", tmp_path)
+    assert provenance.describe_code()["commit"] is None
     monkeypatch.setenv("PATH", "")
-    assert learning_results.describe_code()["dirty"] is None
+    assert provenance.describe_code()["dirty"] is None
 
 
 def test_the_first_seed_of_all_cells_comes_before_the_second():
