@@ -1,0 +1,274 @@
+"""Reads and writes all servos of one bus, within a deadline, and never takes a late answer for another.
+
+An answer of a servo does not say which request it answers. What protects from stale values:
+
+- a servo that was asked and did not answer, or that answered unasked, is **suspect**: it is not read again before it has answered
+  a ping. Servos and adapters keep the order of what they send, so whatever came late lies before that answer, and is dropped;
+- an answer counts only if the servo was asked, once in this exchange, in the order asked, and with the very length asked for;
+- reads that follow each other ask for different lengths, and none for a length of which an answer may still be on its way, so
+  that neither a copy nor an answer that was overtaken fits a later request.
+
+A suspect servo costs at most one bounded wait per read; the others stay valid. Servos of one read that come after a silent one
+may be kept from answering by it, so they are suspects too, and come back with the next read.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from dpg_robot.errors import LinkTimeoutError
+
+_BITS_PER_BYTE = 10  # with start and stop bit
+_DIFFERENT_LENGTHS = 4  # of reads that follow each other
+_MOST_LONGER = 16  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class BusAnswer:
+    """What a servo answered.
+
+    Attributes:
+        id: the servo.
+        data: what was asked for.
+        error: the error byte as the protocol has it, 0 for none.
+    """
+
+    id: int
+    data: bytes
+    error: int
+
+
+class BusLink(Protocol):
+    """What carries bytes; :class:`hw_drivers.serial_link.SerialLink` is one."""
+
+    baud_rate: int
+
+    def read(self, deadline_ns: int) -> bytes:
+        """Return bytes as soon as there are any; empty when none came before the deadline."""
+        ...
+
+    def write(self, data: bytes, deadline_ns: int) -> None:
+        """Send bytes. Raises LinkTimeoutError when they were not taken in time."""
+        ...
+
+
+class BusLanguage(Protocol):
+    """What differs between families of servos.
+
+    Attributes:
+        ping_bytes: length of the data in a ping's answer, which no read may ask for.
+        overhead_bytes: length of an answer beyond its data.
+        return_delay_ns: longest time between a request and a servo's answer to it.
+        crc_errors: answers dropped because of their check sum.
+    """
+
+    ping_bytes: int
+    overhead_bytes: int
+    return_delay_ns: int
+
+    @property
+    def crc_errors(self) -> int: ...  # noqa: D102
+
+    def ping(self, servo_id: int) -> bytes:
+        """Return a request that the servo answers with ``ping_bytes`` bytes."""
+        ...
+
+    def read(self, address: int, length: int, ids: Sequence[int]) -> bytes:
+        """Return one request that all these servos answer, in this order."""
+        ...
+
+    def write(self, address: int, data: dict[int, bytes]) -> bytes:
+        """Return one request that nobody answers; all data have the same length."""
+        ...
+
+    def feed(self, data: bytes) -> list[BusAnswer]:
+        """Take received bytes and return the answers that they complete."""
+        ...
+
+    def reset(self) -> None:
+        """Forget an answer that has begun."""
+        ...
+
+
+@dataclass
+class BusCounters:
+    """What went wrong on a bus.
+
+    Attributes:
+        missed: answers that did not come in time.
+        unasked: answers that nobody had asked for: late, copied, or from another servo; they were dropped.
+        barriers: pings that told a suspect servo's late answers from new ones.
+        silent_barriers: those that were not answered in time.
+        alarms: answers with an error set.
+    """
+
+    missed: int = 0
+    unasked: int = 0
+    barriers: int = 0
+    silent_barriers: int = 0
+    alarms: int = 0
+
+
+class ServoBus:
+    """The servos of one bus.
+
+    Args:
+        link: carries the bytes; already open.
+        language: the servos' protocol.
+        ids: the servos.
+        slack_s: how much longer than the wire needs an answer may take, for adapter and scheduler, s.
+        longest_delay_s: how late an answer may still come, s.
+        clock: monotonic time, ns; the one that the link's deadlines are on.
+
+    Attributes:
+        counters: what went wrong so far.
+        errors: error byte of each servo's last answer.
+    """
+
+    def __init__(
+        self,
+        link: BusLink,
+        language: BusLanguage,
+        ids: Sequence[int],
+        *,
+        slack_s: float = 0.002,
+        longest_delay_s: float = 0.1,
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        if not ids or len(set(ids)) != len(ids):
+            raise ValueError(f"a bus needs at least one servo and no ID twice, got {list(ids)}")
+        if not slack_s > 0:
+            raise ValueError(f"slack_s must be positive, got {slack_s}")
+        self.counters = BusCounters()
+        self.errors = dict.fromkeys(ids, 0)
+        self._link, self._language, self._ids, self._clock = link, language, tuple(ids), clock
+        self._slack_ns, self._longest_delay_ns = round(slack_s * 1e9), round(longest_delay_s * 1e9)
+        self._suspects = dict.fromkeys(ids)  # nothing is known of what was asked before us; in the order to be pinged
+        self._lengths: deque[int] = deque(maxlen=_DIFFERENT_LENGTHS - 1)  # asked for in the last reads
+        self._owed: list[tuple[int, int]] = []  # when an answer was missed, and its length
+
+    @property
+    def suspects(self) -> tuple[int, ...]:
+        """Servos that are not read before they have answered a ping."""
+        return tuple(self._suspects)
+
+    def read(self, address: int, length: int, deadline_ns: int) -> dict[int, bytes]:
+        """Return ``length`` bytes from ``address`` of each servo that answered in time.
+
+        A few bytes more are asked for, 4 while nothing is missed and at most 16, so the registers behind must be readable too.
+
+        Args:
+            address: of the first byte.
+            length: number of bytes.
+            deadline_ns: when to return at the latest, on the bus's clock.
+
+        Raises:
+            LinkError: the link is gone.
+        """
+        self._clear_one_suspect(deadline_ns)
+        asked = [servo for servo in self._ids if servo not in self._suspects]
+        longer = self._free_length(length)
+        if not asked or longer is None:
+            return {}
+        self._lengths.append(longer)
+        request = self._language.read(address, longer, asked)
+        answers = self._exchange(request, asked, longer, deadline_ns)
+        return {servo: answer.data[:length] for servo, answer in answers.items()}
+
+    def write(self, address: int, data: dict[int, bytes], deadline_ns: int) -> None:
+        """Write the same registers of several servos; no answer is waited for.
+
+        Raises:
+            LinkTimeoutError: the adapter did not take the request before the deadline.
+            LinkError: the link is gone.
+        """
+        if data:
+            self._link.write(self._language.write(address, data), deadline_ns)
+
+    def _free_length(self, length: int) -> int | None:
+        """Return a length from ``length`` on that no answer under way can have; None if there is none that is short enough."""
+        now_ns = self._clock()
+        self._owed = [(missed_ns, owed) for missed_ns, owed in self._owed if now_ns - missed_ns < self._longest_delay_ns]
+        taken = {*self._lengths, self._language.ping_bytes, *(owed for _, owed in self._owed)}
+        return next((count for count in range(length, length + _MOST_LONGER + 1) if count not in taken), None)
+
+    def _clear_one_suspect(self, deadline_ns: int) -> None:
+        """Ping suspects until one keeps silent; what they sent late comes before their answers."""
+        while self._suspects and self._clock() < deadline_ns:
+            servo = next(iter(self._suspects))
+            self._language.reset()
+            self.counters.barriers += 1
+            if not self._pinged(servo, deadline_ns):
+                self.counters.silent_barriers += 1
+                self._suspects[servo] = self._suspects.pop(servo)  # to the end of the row
+                return
+            del self._suspects[servo]
+
+    def _pinged(self, servo: int, deadline_ns: int) -> bool:
+        request, bytes_ = self._language.ping(servo), self._language.ping_bytes
+        deadline_ns = min(deadline_ns, self._due_ns(len(request), 1, bytes_))
+        if not self._send(request, deadline_ns):
+            return False
+        for answer in self._answers_until(deadline_ns):
+            if answer.id == servo and len(answer.data) == bytes_:
+                self._note(answer)
+                return True
+            self.counters.unasked += 1
+        return False
+
+    def _exchange(self, request: bytes, asked: Sequence[int], length: int, deadline_ns: int) -> dict[int, BusAnswer]:
+        """Send a request and return the answers to it by servo; servos without one become suspects."""
+        due_ns = min(deadline_ns, self._due_ns(len(request), len(asked), length))
+        answers: dict[int, BusAnswer] = {}
+        spoilt: set[int] = set()
+        if self._send(request, due_ns):
+            last = -1
+            for answer in self._answers_until(due_ns):
+                place = asked.index(answer.id) if answer.id in asked else -1
+                if place <= last or len(answer.data) != length:
+                    self.counters.unasked += 1
+                    spoilt.add(answer.id)
+                else:
+                    last = place
+                    answers[answer.id] = answer
+                    self._note(answer)
+                if len(answers) == len(asked):
+                    break
+        missing = [servo for servo in asked if servo not in answers]
+        self.counters.missed += len(missing)
+        if missing:
+            self._owed.append((self._clock(), length))
+        for servo in [*missing, *spoilt]:
+            answers.pop(servo, None)
+            if servo in self._ids:
+                self._suspects[servo] = None
+        return answers
+
+    def _send(self, request: bytes, deadline_ns: int) -> bool:
+        try:
+            self._link.write(request, deadline_ns)
+        except LinkTimeoutError:
+            return False  # the servos may have heard a part of it; whoever was asked becomes a suspect
+        return True
+
+    def _answers_until(self, deadline_ns: int) -> Iterator[BusAnswer]:
+        """Yield answers as they come, up to the deadline."""
+        while True:
+            data = self._link.read(deadline_ns)
+            yield from self._language.feed(data)
+            if not data and self._clock() >= deadline_ns:
+                return
+
+    def _due_ns(self, request_bytes: int, answers: int, length: int) -> int:
+        """Return when all answers will have come, if they come."""
+        wire_bytes = request_bytes + answers * (length + self._language.overhead_bytes)
+        wire_ns = round(wire_bytes * _BITS_PER_BYTE * 1e9 / self._link.baud_rate)
+        return self._clock() + wire_ns + answers * self._language.return_delay_ns + self._slack_ns
+
+    def _note(self, answer: BusAnswer) -> None:
+        self.errors[answer.id] = answer.error
+        self.counters.alarms += answer.error != 0
