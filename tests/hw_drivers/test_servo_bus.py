@@ -9,8 +9,12 @@ from hw_drivers.dynamixel.language import DynamixelLanguage
 from hw_drivers.dynamixel.models import find_model
 from hw_drivers.dynamixel.packets import InstructionDecoder, SyncRead
 from hw_drivers.emulators.dynamixel import DynamixelBus
+from hw_drivers.emulators.feetech import FeetechBus
 from hw_drivers.emulators.joints import FirstOrderJoints
 from hw_drivers.emulators.servo_server import ServoFaults, ServoWire
+from hw_drivers.feetech.language import FeetechLanguage
+from hw_drivers.feetech.models import STS3215
+from hw_drivers.feetech.packets import ErrorFlag
 from hw_drivers.servo_bus import BusAnswer, ServoBus
 
 MODEL = find_model("XL330-M288")
@@ -50,12 +54,22 @@ class VirtualLink:
 class Numbered(FirstOrderJoints):
     """Joints whose position is another one at every tick, so that a stale value shows."""
 
-    def __init__(self, count):
+    def __init__(self, count, present=PRESENT):
         super().__init__([0.0] * count)
-        self.turn = 0
+        self.turn, self.present = 0, present
 
     def position(self, index):
-        return PRESENT.to_si(self.turn + 1_000 * index)
+        return self.present.to_si(self.turn + 1_000 * index)
+
+
+def make_feetech(faults):
+    joints = Numbered(len(IDS), STS3215.register("present_position"))
+    servos = FeetechBus(joints, [STS3215] * len(IDS), IDS, baud_rate=BAUD_RATE)
+    for servo in servos.servos:
+        servo.registers["return_delay_time"] = 0
+    link = VirtualLink(ServoWire(servos, faults))
+    bus = ServoBus(link, FeetechLanguage(return_delay=0), IDS, clock=lambda: link.now_ns)
+    return bus, link, joints, servos
 
 
 def make(faults=None, **options):
@@ -72,8 +86,9 @@ def tick(bus, link, joints, number):
     """Move on to the next tick and read; returns the positions as whole numbers, less those of the joints' own offsets."""
     link.pass_time(max(number * TICK_NS, link.now_ns), step_ns=1_000_000)
     joints.turn = number
-    read = bus.read(PRESENT.address, PRESENT.size, link.now_ns + TICK_NS // 2)
-    return {servo: PRESENT.decode(data) - 1_000 * IDS.index(servo) for servo, data in read.items()}
+    present = joints.present
+    read = bus.read(present.address, present.size, link.now_ns + TICK_NS // 2)
+    return {servo: present.decode(data) - 1_000 * IDS.index(servo) for servo, data in read.items()}
 
 
 def test_all_servos_are_read_in_one_exchange():
@@ -101,14 +116,31 @@ def test_all_servos_are_read_in_one_exchange():
     ],
     ids=lambda faults: ",".join(faults) + f",{faults.get('late_s', faults.get('split_gap_s', ''))}",
 )
-def test_no_stale_value_is_ever_returned(faults):
-    bus, link, joints, _ = make(ServoFaults(seed=1, **faults))
+@pytest.mark.parametrize("family", [make, make_feetech])
+def test_no_stale_value_is_ever_returned(faults, family):
+    bus, link, joints, _ = family(ServoFaults(seed=1, **faults))
     returned = 0
-    for number in range(1, 400):
+    for number in range(1, 300):
         for value in tick(bus, link, joints, number).values():
             assert value == number
             returned += 1
     assert returned > 100, "and some values do get through"
+
+
+def test_feetech_servos_are_read_and_written_in_one_exchange():
+    bus, link, joints, servos = make_feetech(ServoFaults())
+    for number in range(1, 50):
+        assert tick(bus, link, joints, number) == dict.fromkeys(IDS, number)
+    assert (bus.counters.barriers, bus.counters.missed) == (3, 0)
+    goal = STS3215.register("goal_position")
+    bus.write(goal.address, {servo: goal.encode(2000 + servo) for servo in IDS}, link.now_ns + TICK_NS)
+    link.pass_time(link.now_ns + TICK_NS)
+    assert [servo.registers["goal_position"] for servo in servos.servos] == [2001, 2002, 2003]
+    servos.servos[2].voltage = 3.0
+    link.pass_time(link.now_ns + TICK_NS)
+    assert tick(bus, link, joints, 60) == dict.fromkeys(IDS, 60)
+    assert bus.errors[3] & ErrorFlag.VOLTAGE
+    assert bus.errors[1] == 0
 
 
 def test_a_silent_servo_costs_a_bounded_time_and_the_others_stay_valid():
