@@ -8,15 +8,33 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 from dpg_robot.deploy.clock import request_real_time
+from dpg_robot.errors import DpgError
 from dpg_robot.files import write_atomically
+from hw_drivers.emulators.joints import EmulatedBus, Joints
 
 _REAL_TIME_PRIORITY = 50
+_FAMILIES = {
+    "dynamixel": ("Dynamixel X servos, protocol 2.0", "XL330-M288"),
+    "feetech": ("Feetech STS or SCS servos", "STS3215"),
+}
+_FAULTS = {
+    "drop": "that it is not sent",
+    "late": "that it comes late",
+    "split": "that it comes in two pieces",
+    "duplicate": "that it is sent twice",
+    "corrupt": "that one bit of it is flipped",
+    "garbage": "that random bytes come before it",
+    "truncate": "that its end is missing",
+    "wrong_id": "that it names another servo",
+    "echo": "that the host receives its own request before it",
+}
 
 
 class Server(Protocol):
@@ -52,6 +70,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     devices = parser.add_subparsers(dest="device", required=True, metavar="DEVICE")
     _add_cartpole(devices)
+    for family, text in _FAMILIES.items():
+        _add_servos(devices, family, text)
     return parser
 
 
@@ -109,6 +129,59 @@ def _run_cartpole(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     return 0
+
+
+def _add_servos(devices: argparse._SubParsersAction[argparse.ArgumentParser], family: str, text: tuple[str, str]) -> None:
+    what, model = text
+    parser = devices.add_parser(
+        family,
+        help=what,
+        description=f"{what}, on one bus: register files, wire time, and faults on demand. Each moves a joint without inertia.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--ids", type=int, nargs="+", default=[1], metavar="ID", help="IDs of the servos")
+    parser.add_argument("--model", default=model, help="model of all of them")
+    parser.add_argument(
+        "--baud-rate", type=int, default=1_000_000, metavar="BAUD", help="what the servos are set to, bits per second"
+    )
+    parser.add_argument("--link", type=Path, metavar="PATH", help="symbolic link to make to the port, removed at the end")
+    faults = parser.add_argument_group("faults of answers")
+    for name, meaning in _FAULTS.items():
+        option = f"--{name.replace('_', '-')}"
+        faults.add_argument(option, type=float, default=0.0, metavar="P", help=f"probability {meaning}")
+    faults.add_argument("--late-s", type=float, default=0.02, metavar="TIME", help="how late, seconds")
+    faults.add_argument("--split-gap-s", type=float, default=0.003, metavar="TIME", help="time between the pieces, seconds")
+    faults.add_argument("--seed", type=int, default=0, help="seed of all choices")
+    parser.set_defaults(run=_run_servos)
+
+
+def _run_servos(args: argparse.Namespace) -> int:
+    from hw_drivers.emulators.joints import FirstOrderJoints
+    from hw_drivers.emulators.servo_server import ServoFaults, ServoServer
+
+    try:
+        values = {name: getattr(args, name) for name in (*_FAULTS, "late_s", "split_gap_s", "seed")}
+        bus = _make_bus(args.device, args.model, args.ids, args.baud_rate, FirstOrderJoints([0.0] * len(args.ids)))
+        server = ServoServer(bus, faults=ServoFaults(**values))
+    except (DpgError, ValueError) as error:
+        print(f"emulate: {error}", file=sys.stderr)
+        return 1
+    with server:
+        serve_until_interrupted(server, args.link)
+    return 0
+
+
+def _make_bus(family: str, model: str, ids: Sequence[int], baud_rate: int, joints: Joints) -> EmulatedBus:
+    """Return the emulated servos; raises UnknownNameError or ValueError for what there is not."""
+    from hw_drivers.dynamixel.models import find_model as find_dynamixel
+    from hw_drivers.emulators.dynamixel import DynamixelBus
+    from hw_drivers.emulators.feetech import FeetechBus
+    from hw_drivers.feetech.models import find_model as find_feetech
+
+    now_ns = time.monotonic_ns()
+    if family == "dynamixel":
+        return DynamixelBus(joints, [find_dynamixel(model)] * len(ids), ids, baud_rate=baud_rate, start_ns=now_ns)
+    return FeetechBus(joints, [find_feetech(model)] * len(ids), ids, baud_rate=baud_rate, start_ns=now_ns)
 
 
 def _write_truth(target: str, parameters: Any) -> None:
