@@ -178,10 +178,7 @@ class Learner(nn.Module):
         noised_action, sigma = self.estimator.noise_actions(batch.action, self.generator)
         told, untold = self.estimator.denoise(batch, noised_action, sigma, torch.zeros_like(batch.reward))
         loss = self.estimator.denoising_loss(told, untold, batch.action, sigma)
-        self.optimizers["estimators"].zero_grad(set_to_none=True)
-        torch.autograd.backward([loss])
-        nn.utils.clip_grad_norm_(self.denoiser.parameters(), self.config.max_gradient_norm)
-        self.optimizers["estimators"].step()
+        self._step_estimators(loss)
         return {"denoiser/loss": loss.detach()}
 
     def adopt_denoiser(self, other: Learner) -> None:
@@ -207,13 +204,16 @@ class Learner(nn.Module):
     def _update_estimators(self, batch: Batch) -> dict[str, Tensor]:
         target, direct = self._target_and_slope(batch)
         loss, metrics = self.estimator.loss(batch, target, direct, self.generator)
+        self._step_estimators(loss)
+        self._update_target()
+        return metrics
+
+    def _step_estimators(self, loss: Tensor) -> None:
         self.optimizers["estimators"].zero_grad(set_to_none=True)
         torch.autograd.backward([loss])
         nn.utils.clip_grad_norm_(self.denoiser.parameters(), self.config.max_gradient_norm)
         nn.utils.clip_grad_norm_(self.baseline.parameters(), self.config.max_gradient_norm)
         self.optimizers["estimators"].step()
-        self._update_target()
-        return metrics
 
     def _update_policy(self, batch: Batch) -> dict[str, Tensor]:
         noise = self._normal(*batch.action.shape)

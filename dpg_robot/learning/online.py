@@ -104,8 +104,5 @@ class OnlineTrainer(Trainer):
         drops = [first.paired_difference(each) for each in later] or [(0.0, 0.0)]
         return max(drops)
 
-    def _collect(self) -> None:
-        action: Tensor = self.learner.act(self.collector.observation.to(self.learner.device))
-        batch = self.collector.step(action)
-        self.replay.add(batch)
-        self.learner.observe_newest(self.replay, len(batch))
+    def _choose_actions(self) -> Tensor:
+        return self.learner.act(self.collector.observation.to(self.learner.device))

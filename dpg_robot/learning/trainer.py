@@ -277,14 +277,16 @@ class Trainer:
         return best_checkpoint(self.folder)
 
     def _collect(self) -> None:
-        if self.replay.added < self.config.warmup_transitions:
-            shape = (self.collector.environment.num_envs, self.learner.contract.num_actions)
-            action = 2 * torch.rand(shape, generator=self._generator) - 1
-        else:
-            action = self.learner.act(self.collector.observation.to(self.learner.device))
-        batch = self.collector.step(action)
+        batch = self.collector.step(self._choose_actions())
         self.replay.add(batch)
         self.learner.observe_newest(self.replay, len(batch))
+
+    def _choose_actions(self) -> Tensor:
+        """Return uniformly random actions (N, A) during the warm-up, then the exploring policy's."""
+        if self.replay.added < self.config.warmup_transitions:
+            shape = (self.collector.environment.num_envs, self.learner.contract.num_actions)
+            return 2 * torch.rand(shape, generator=self._generator) - 1
+        return self.learner.act(self.collector.observation.to(self.learner.device))
 
     def _learn(self, writer: SummaryWriter, progress: Any, started: float, first: int) -> None:
         for _ in range(self.config.updates_per_step - self._updates % self.config.updates_per_step):

@@ -414,58 +414,39 @@ XL430_W250 = ServoModel(
     stall_torque=1.5,
     stall_current=1.4,
 )
-XM430_W350 = ServoModel(
-    name="XM430-W350",
-    number=1020,
-    registers=_table(
-        _Values(
-            number=1020,
-            max_baud_index=7,
-            temperature_limit=80,
-            voltage_limits=(95, 160),
-            min_voltage=95,
-            current_limit=1193,
-            current_unit=2.69e-3,
-            velocity_limit=200,
-            max_velocity_limit=1023,
-            shutdown=52,
-            velocity_gains=(1920, 100),
-            position_gains=(0, 0, 800),
-        )
-    ),
-    indirect=_INDIRECT_X430,
-    operating_modes=_ALL_MODES,
-    baud_rates=BAUD_RATES,
-    voltage=12.0,
-    max_velocity=46 * _RPM,
-    stall_torque=4.1,
-    stall_current=2.3,
-)
-XM430_W210 = ServoModel(
-    name="XM430-W210",
-    number=1030,
-    registers=_table(
-        _Values(
-            number=1030,
-            max_baud_index=7,
-            temperature_limit=80,
-            voltage_limits=(95, 160),
-            min_voltage=95,
-            current_limit=1193,
-            current_unit=2.69e-3,
-            velocity_limit=330,
-            max_velocity_limit=1023,
-            shutdown=52,
-            velocity_gains=(1920, 100),
-            position_gains=(0, 0, 800),
-        )
-    ),
-    indirect=_INDIRECT_X430,
-    operating_modes=_ALL_MODES,
-    baud_rates=BAUD_RATES,
-    voltage=12.0,
-    max_velocity=77 * _RPM,
-    stall_torque=3.0,
-    stall_current=2.3,
-)
+
+
+def _xm430(name: str, number: int, velocity_limit: int, max_velocity_rpm: float, stall_torque: float) -> ServoModel:
+    """Return an XM430, whose kinds differ in their gears alone."""
+    return ServoModel(
+        name=name,
+        number=number,
+        registers=_table(
+            _Values(
+                number=number,
+                max_baud_index=7,
+                temperature_limit=80,
+                voltage_limits=(95, 160),
+                min_voltage=95,
+                current_limit=1193,
+                current_unit=2.69e-3,
+                velocity_limit=velocity_limit,
+                max_velocity_limit=1023,
+                shutdown=52,
+                velocity_gains=(1920, 100),
+                position_gains=(0, 0, 800),
+            )
+        ),
+        indirect=_INDIRECT_X430,
+        operating_modes=_ALL_MODES,
+        baud_rates=BAUD_RATES,
+        voltage=12.0,
+        max_velocity=max_velocity_rpm * _RPM,
+        stall_torque=stall_torque,
+        stall_current=2.3,
+    )
+
+
+XM430_W350 = _xm430("XM430-W350", 1020, velocity_limit=200, max_velocity_rpm=46, stall_torque=4.1)
+XM430_W210 = _xm430("XM430-W210", 1030, velocity_limit=330, max_velocity_rpm=77, stall_torque=3.0)
 MODELS = (XL330_M077, XL330_M288, XL430_W250, XM430_W350, XM430_W210)

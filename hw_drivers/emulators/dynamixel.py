@@ -51,7 +51,7 @@ from hw_drivers.dynamixel.packets import (
     Write,
     crc16,
 )
-from hw_drivers.emulators.joints import Answer, Joints
+from hw_drivers.emulators.joints import Answer, Joints, checked_ids
 
 BOOT_S = 0.2
 """How long a servo is deaf after a reboot."""
@@ -471,12 +471,7 @@ class DynamixelBus:
         start_ns: int = 0,
     ) -> None:
         """Connect servos of these models, with IDs 1, 2, ... if not given. Raises ValueError for what they cannot be set to."""
-        ids = range(1, len(models) + 1) if ids is None else ids
-        if len(ids) != len(models) or not all(0 <= servo_id <= MAX_ID for servo_id in ids):
-            raise ValueError(f"got {len(models)} models and IDs {list(ids)}, expected an ID from 0 to {MAX_ID} for each")
-        for model in models:
-            if baud_rate not in model.baud_rates:
-                raise ValueError(f"{model.name} has no baud rate {baud_rate}; it has {', '.join(map(str, model.baud_rates))}")
+        ids = checked_ids(models, ids, MAX_ID, baud_rate)
         self.baud_rate = baud_rate
         self._joints = joints
         self._decoder = InstructionDecoder()

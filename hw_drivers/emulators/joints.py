@@ -55,6 +55,26 @@ class EmulatedBus(Protocol):
         ...
 
 
+class NamedModel(Protocol):
+    """What every model of servo has."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def baud_rates(self) -> Sequence[int]: ...  # noqa: D102
+
+
+def checked_ids(models: Sequence[NamedModel], ids: Sequence[int] | None, max_id: int, baud_rate: int) -> Sequence[int]:
+    """Return the IDs of a bus's servos, 1, 2, ... if not given. Raises ValueError for what they cannot be set to."""
+    ids = range(1, len(models) + 1) if ids is None else ids
+    if len(ids) != len(models) or not all(0 <= servo_id <= max_id for servo_id in ids):
+        raise ValueError(f"got {len(models)} models and IDs {list(ids)}, expected an ID from 0 to {max_id} for each")
+    for model in models:
+        if baud_rate not in model.baud_rates:
+            raise ValueError(f"{model.name} has no baud rate {baud_rate}; it has {', '.join(map(str, model.baud_rates))}")
+    return ids
+
+
 class Joints(Protocol):
     """What the servos of a bus move; joint ``index`` belongs to the bus's servo number ``index``, from 0."""
 

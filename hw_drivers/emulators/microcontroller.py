@@ -14,7 +14,6 @@ import os
 import random
 import select
 import time
-import tty
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 
 from dpg_robot.contract import CommandChannel, MeasurementChannel
 from dpg_robot.deploy.robot import DeviceFlag
+from hw_drivers.emulators.pseudo_terminal import open_pseudo_terminal
 from hw_drivers.microcontroller import (
     NO_SEQUENCE,
     Ack,
@@ -285,13 +285,7 @@ class MicrocontrollerServer:
         self._replies = ReplyQueue(faults or ReplyFaults())
         self._decoder = Decoder()
         self._connected = False
-        self._master, slave = os.openpty()
-        tty.setraw(slave)  # stays so for as long as the master is open
-        self.path = os.ttyname(slave)
-        os.close(slave)
-        os.set_blocking(self._master, False)
-        self._poll = select.poll()
-        self._poll.register(self._master, select.POLLIN)
+        self._master, self.path, self._poll = open_pseudo_terminal()
 
     def serve(self, should_stop: Callable[[], bool]) -> None:
         """Step the plant in real time and answer requests until ``should_stop()``, which is asked every 2 ms."""

@@ -13,7 +13,6 @@ import random
 import select
 import struct
 import time
-import tty
 from bisect import insort
 from collections import deque
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from types import TracebackType
 from typing import Self
 
 from hw_drivers.emulators.joints import Answer, EmulatedBus
+from hw_drivers.emulators.pseudo_terminal import open_pseudo_terminal
 
 _STEP_NS = 1_000_000
 _READ_BYTES = 4096
@@ -238,13 +238,7 @@ class ServoServer:
         self._wire = ServoWire(bus, self._faults)
         self._silent_at_ns = time.monotonic_ns() + round(self._faults.silent_after_s * 1e9)
         self._connected = False
-        self._master, slave = os.openpty()
-        tty.setraw(slave)  # stays so for as long as the master is open
-        self.path = os.ttyname(slave)
-        os.close(slave)
-        os.set_blocking(self._master, False)
-        self._poll = select.poll()
-        self._poll.register(self._master, select.POLLIN)
+        self._master, self.path, self._poll = open_pseudo_terminal()
 
     def serve(self, should_stop: Callable[[], bool]) -> None:
         """Answer requests until ``should_stop()``, which is asked every millisecond."""
