@@ -26,6 +26,8 @@ from dpg_robot.policy_file import read_policy_file
 from sim.tasks import make_task
 
 ROOT = Path(__file__).resolve().parent.parent
+ROBOT_STARTS = 3
+"""Most starts of the loop in one stage: a busy machine may hold up the virtual robot until the loop stops safely."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,14 @@ class Stages:
         self.seconds[name] = round(time.monotonic() - started, 2)
 
 
+def launch_command(script: str, *arguments: object) -> list[str]:
+    """Return the command that runs a launch script."""
+    return [sys.executable, str(ROOT / "launch" / script), *map(str, arguments)]
+
+
 def call(script: str, *arguments: object) -> None:
     """Run a launch script to its end; ends the demonstration when it fails."""
-    command = [sys.executable, str(ROOT / "launch" / script), *map(str, arguments)]
+    command = launch_command(script, *arguments)
     code = subprocess.run(command, check=False).returncode
     if code:
         raise SystemExit(f"demo: {script} failed with exit code {code}: {' '.join(command)}")
@@ -82,15 +89,30 @@ def virtual_robot(folder: Path, seed: int) -> Iterator[Path]:
 
 
 def run_robot(config: DemoConfig, folder: Path, port: Path, name: str, episodes: int, exploration: float) -> dict[str, Any]:
-    """Run episodes with the store's current policy on the robot and return the summary and the returns."""
+    """Run episodes with the store's current policy on the robot and return the summary, the returns and earlier, stopped runs."""
     result, policy = folder / f"robot-{name}.json", folder / "store" / "policy.onnx"
     how = ["--episodes", episodes, "--episode-seconds", config.episode_seconds, "--explore", exploration, "--seed", config.seed]
-    call("robot.py", "run", "--policy", policy, "--port", port, "--log", folder / "log", "--json", result, *how)
-    summary = json.loads(result.read_text())
+    command = launch_command(
+        "robot.py", "run", "--policy", policy, "--port", port, "--log", folder / "log", "--json", result, *how
+    )
+    stopped: list[dict[str, Any]] = []
+    while True:
+        result.unlink(missing_ok=True)
+        code = subprocess.run(command, check=False).returncode
+        summary = json.loads(result.read_text()) if result.exists() else None
+        if code == 0 and summary is not None:
+            break
+        fault = summary is not None and summary["loop"] is not None and summary["loop"]["fault"]
+        if summary is None or not fault or len(stopped) + 1 == ROBOT_STARTS:
+            raise SystemExit(f"demo: robot.py failed with exit code {code}: {' '.join(command)}")
+        stopped.append({"run_id": summary["run_id"], "reason": summary["loop"]["reason"], "transitions": summary["transitions"]})
+        print("demo: the loop stopped the robot safely, for the reason above; it is started again", file=sys.stderr, flush=True)
     run = folder / "log" / summary["run_id"]
     contract = read_policy_file(policy)[1].contract
     returns = episode_returns(run, contract, make_task(contract.task).measured_reward)
-    return {"run": str(run), "policy_id": summary["policy_id"], "return": returns.to_dict(), "summary": summary}
+    return {
+        "run": str(run), "policy_id": summary["policy_id"], "return": returns.to_dict(), "summary": summary, "stopped": stopped
+    }  # fmt: skip
 
 
 def carry_out(config: DemoConfig, folder: Path) -> dict[str, Any]:
@@ -123,7 +145,9 @@ def make_report(folder: Path, runs: dict[str, dict[str, Any]], seconds: dict[str
     """Gather what the stages measured."""
     pretraining, finetuning = (json.loads((folder / f"{name}.json").read_text()) for name in ("pretrain", "finetune"))
     loops = {name: run["summary"]["loop"] for name, run in runs.items()}
-    logged = sum(runs[name]["summary"]["transitions"] for name in ("before", "exploring"))
+    logged = sum(
+        run["transitions"] for name in ("before", "exploring") for run in (runs[name]["summary"], *runs[name]["stopped"])
+    )
     return {
         "return_in_simulation": pretraining["return"],
         "return_on_robot": {name: run["return"] for name, run in runs.items()},
@@ -137,6 +161,7 @@ def make_report(folder: Path, runs: dict[str, dict[str, Any]], seconds: dict[str
             for name, loop in loops.items()
         },
         "real_time": loops["after"]["real_time"],
+        "stopped_runs": [stopped for run in runs.values() for stopped in run["stopped"]],
         "export": json.loads((folder / "export.json").read_text()),
         "learning_curve": pretraining["evaluations"],
         "seconds": seconds,
