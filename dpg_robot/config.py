@@ -213,6 +213,8 @@ def _refuse(node: yaml.Node, key: str, expected: str) -> ConfigError:
 
 
 def _build(annotation: Any, node: yaml.Node, key: str, default: Any = None) -> Any:
+    if annotation is Any:
+        return _build_plain(node, key)
     if dataclasses.is_dataclass(annotation):
         return _build_dataclass(cast(type, annotation), node, key, default)
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
@@ -308,6 +310,18 @@ def _looks_like(annotation: Any, node: yaml.Node) -> bool:
     if isinstance(node, yaml.SequenceNode):
         return typing.get_origin(annotation) is tuple
     return not dataclasses.is_dataclass(annotation) and typing.get_origin(annotation) not in (tuple, dict)
+
+
+def _build_plain(node: yaml.Node, key: str) -> Any:
+    """Return what YAML says, for values whose meaning somebody else knows."""
+    if isinstance(node, yaml.MappingNode):
+        return {name: _build_plain(value, f"{key}.{name}") for _, name, value in _items(node, key)}
+    if isinstance(node, yaml.SequenceNode):
+        return [_build_plain(item, f"{key}[{index}]") for index, item in enumerate(node.value)]
+    for kind in (bool, int, float):
+        if node.tag == f"tag:yaml.org,2002:{kind.__name__}":
+            return _build_scalar(kind, node, key)
+    return None if node.tag == _YAML_NULL else node.value
 
 
 def _build_tuple(arguments: tuple[Any, ...], node: yaml.Node, key: str) -> tuple[Any, ...]:

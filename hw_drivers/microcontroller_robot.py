@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from dpg_robot.contract import Contract
 from dpg_robot.deploy.robot import JointState
-from dpg_robot.errors import ContractError, LinkError, LinkTimeoutError
+from dpg_robot.errors import ContractError, DpgError, LinkError, LinkTimeoutError
 from hw_drivers.microcontroller import (
     NO_SEQUENCE,
     PROTOCOL_VERSION,
@@ -255,6 +255,14 @@ class MicrocontrollerRobot:
         """Disable and give the port back. Never raises; may be called at any time."""
         self.disable()
         self._link.close()
+
+    def rescue(self) -> None:
+        """Take the effort from the actuators after the process that controlled them died. Never raises."""
+        try:
+            self.connect()
+        except DpgError as error:
+            _log.warning("the device could not be reached to disable it; its watchdog must stop it: %s", error)
+        self.close()
 
     def _next_sequence(self) -> int:
         self._sequence = (self._sequence + 1) & 0xFFFFFFFF or 1

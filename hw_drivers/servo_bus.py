@@ -156,22 +156,26 @@ class ServoBus:
         """Servos that are not read before they have answered a ping."""
         return tuple(self._suspects)
 
-    def read(self, address: int, length: int, deadline_ns: int) -> dict[int, bytes]:
+    def read(
+        self, address: int, length: int, deadline_ns: int, *, ids: Sequence[int] | None = None, spare: int = _MOST_LONGER
+    ) -> dict[int, bytes]:
         """Return ``length`` bytes from ``address`` of each servo that answered in time.
 
-        A few bytes more are asked for, 4 while nothing is missed and at most 16, so the registers behind must be readable too.
+        A few bytes more are asked for, up to 4 while nothing is missed, so the registers behind must be readable too.
 
         Args:
             address: of the first byte.
             length: number of bytes.
             deadline_ns: when to return at the latest, on the bus's clock.
+            ids: the servos to read, in this order; None for all.
+            spare: most bytes more that may be asked for. With less than 4 there may be no length left for a read.
 
         Raises:
             LinkError: the link is gone.
         """
         self._clear_one_suspect(deadline_ns)
-        asked = [servo for servo in self._ids if servo not in self._suspects]
-        longer = self._free_length(length)
+        asked = [servo for servo in (self._ids if ids is None else ids) if servo not in self._suspects]
+        longer = self._free_length(length, spare)
         if not asked or longer is None:
             return {}
         self._lengths.append(longer)
@@ -189,12 +193,12 @@ class ServoBus:
         if data:
             self._link.write(self._language.write(address, data), deadline_ns)
 
-    def _free_length(self, length: int) -> int | None:
+    def _free_length(self, length: int, spare: int) -> int | None:
         """Return a length from ``length`` on that no answer under way can have; None if there is none that is short enough."""
         now_ns = self._clock()
         self._owed = [(missed_ns, owed) for missed_ns, owed in self._owed if now_ns - missed_ns < self._longest_delay_ns]
         taken = {*self._lengths, self._language.ping_bytes, *(owed for _, owed in self._owed)}
-        return next((count for count in range(length, length + _MOST_LONGER + 1) if count not in taken), None)
+        return next((count for count in range(length, length + spare + 1) if count not in taken), None)
 
     def _clear_one_suspect(self, deadline_ns: int) -> None:
         """Ping suspects until one keeps silent; what they sent late comes before their answers."""

@@ -17,7 +17,7 @@ from dpg_robot.data.ring import LogState, Ring
 from dpg_robot.data.transition import EpisodeEnd, LoopState
 from dpg_robot.deploy.clock import AbsoluteClock
 from dpg_robot.deploy.control_block import ControlBlock, StopRequest
-from dpg_robot.deploy.homing import Homing
+from dpg_robot.deploy.homing import Homing, Parking
 from dpg_robot.deploy.loop_report import EpisodeReport, LoopReport
 from dpg_robot.deploy.policy_session import PolicySession
 from dpg_robot.deploy.robot import DeviceFlag, JointState, Robot
@@ -113,6 +113,7 @@ class ControlLoop:
             self._start()
             for episode in range(self._settings.episodes):
                 self._run_episode(self._home(episode))
+            self._park()
             report.reason, report.fault = "finished", False
         except StopLoop as stop:
             report.reason, report.fault, end = str(stop), stop.fault, stop.end
@@ -145,16 +146,29 @@ class ControlLoop:
                     f"not ready within {_START_TIMEOUT_S:g} s: channels without a measurement: {silent}; "
                     f"log process: {self._ring.status.state.name.lower()}"
                 )
+        self._safety.start_from(self._state.values)
         self._enabled = True  # also when enable() fails half way, the robot must be disabled
         self._robot.enable()
-        self._state.flags = DeviceFlag(0)  # what was read before does not count any more
+        self._state.flags, self._state.alarm = DeviceFlag(0), ""  # what was read before does not count any more
         self._robot.write(self._safety.neutral_command())
         self._clock.resume()
 
     def _home(self, episode: int) -> EpisodeReport:
         """Bring the robot to the start of an episode."""
-        self._record.state, self._record.episode, self._record.step = LoopState.HOMING, NO_EPISODE, 0
         self._homing.start()
+        report = EpisodeReport(episode, homing_s=self._follow_homing("homing"))
+        self.report.episodes.append(report)
+        return report
+
+    def _park(self) -> None:
+        """Bring the robot to where its actuators may be switched off, if there is such a place."""
+        if isinstance(self._homing, Parking) and self._homing.parks:
+            self._homing.start_parking()
+            self._follow_homing("parking")
+
+    def _follow_homing(self, what: str) -> float:
+        """Send the homing's commands until it is done; returns how long that took, s."""
+        self._record.state, self._record.episode, self._record.step = LoopState.HOMING, NO_EPISODE, 0
         self._safety.returning = True
         start_ns = now_ns = time.monotonic_ns()
         timeout_s = self._settings.robot.homing_timeout_s
@@ -165,14 +179,12 @@ class ControlLoop:
             elapsed_s = (now_ns - start_ns) * 1e-9
             if elapsed_s > timeout_s:
                 raise StopLoop(
-                    f"homing did not finish within {timeout_s:g} s; the robot is at {self._safety.describe(self._state.values)}. "
+                    f"{what} did not finish within {timeout_s:g} s; the robot is at {self._safety.describe(self._state.values)}. "
                     "Check that it can move freely, and the homing parameters"
                 )
             self._command[:] = self._homing.command(self._state.values, elapsed_s)
             self._send()
-        report = EpisodeReport(episode, homing_s=(now_ns - start_ns) * 1e-9)
-        self.report.episodes.append(report)
-        return report
+        return (now_ns - start_ns) * 1e-9
 
     def _run_episode(self, report: EpisodeReport) -> None:
         """Let the policy act for the length of an episode; the tick after the last step closes it."""
@@ -229,7 +241,7 @@ class ControlLoop:
 
     def _check_measurement(self) -> None:
         if self._enabled:
-            self._heed(self._safety.check_device(self._state.flags))
+            self._heed(self._safety.check_device(self._state.flags, self._state.alarm))
         self._heed(self._safety.check_measurement(self._state, time.monotonic_ns()))
 
     def _act(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,21 @@ class Homing(Protocol):
 
     def command(self, measurement: NDArray[np.float64], time_s: float) -> NDArray[Any]:
         """Return the next command (C,) in SI units, from the measurement (M,) and the time since :meth:`start`."""
+        ...
+
+
+@runtime_checkable
+class Parking(Homing, Protocol):
+    """A homing that can also bring the robot to where its actuators may be switched off, at the end of a run.
+
+    Attributes:
+        parks: whether there is such a place.
+    """
+
+    parks: bool
+
+    def start_parking(self) -> None:
+        """Begin anew, on the way there; ``command`` and ``done`` serve as in homing."""
         ...
 
 

@@ -38,6 +38,7 @@ class JointState:
         time_ns: (M,) int64, time of the reading of each value on this computer's monotonic clock, nanoseconds.
         device_time_ns: the device's own clock at the reading, nanoseconds since it started; -1 if it has none.
         flags: conditions reported by the device.
+        alarm: what the device says about a hardware fault, for people; empty without one.
     """
 
     values: NDArray[np.float64]
@@ -45,6 +46,7 @@ class JointState:
     time_ns: NDArray[np.int64]
     device_time_ns: int = -1
     flags: DeviceFlag = NO_FLAGS
+    alarm: str = ""
 
     @classmethod
     def empty(cls, num_measurements: int) -> JointState:
@@ -92,4 +94,11 @@ class Robot(Protocol):
 
     def close(self) -> None:
         """Disable and release the link. Never raises."""
+        ...
+
+    def rescue(self) -> None:
+        """Take the effort from all actuators after the process that controlled them died, in a few seconds at most.
+
+        Called instead of ``connect``, in another process; the link is released again. Never raises.
+        """
         ...

@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from dpg_robot.config import setting
 from dpg_robot.contract import CommandChannel, Contract, MeasurementChannel
@@ -28,6 +28,7 @@ class RobotConfig:
     commands: tuple[CommandChannel, ...] = field(metadata={"help": "command channels (name, unit, low, high), in order"})
     port: str = setting("", "serial port of the device, for example /dev/ttyACM0")
     baud_rate: int = setting(1_000_000, "speed of the serial port", unit="bit/s")
+    device: dict[str, Any] = setting(dict, "settings of the driver, in its own terms")
     read_timeout_s: float = setting(0.004, "longest time that a tick waits for the measurements", unit="s")
     safety: SafetyConfig = setting(SafetyConfig, "limits and patience of the safety layers")
     homing: dict[str, float] = setting(dict, "parameters of the driver's homing controller")

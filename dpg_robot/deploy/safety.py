@@ -7,7 +7,7 @@ row). A check either changes the command and says so by a flag, or asks for the 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntFlag
 
 import numpy as np
@@ -33,6 +33,7 @@ class SafetyFlag(IntFlag):
     DEVICE_WATCHDOG = 256
     DEVICE_FAULT = 512
     OVERRUN = 1024
+    LEAD_LIMITED = 2048
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,26 @@ class PositionLimit:
 
 
 @dataclass(frozen=True)
+class GoalLimit:
+    """Limits of a command that is a goal for a measured position."""
+
+    position: str = field(metadata={"help": "measurement channel of the position that follows the goal"})
+    max_lead: float = setting(math.inf, "largest distance of the goal from the position", unit="of the position")
+    stuck_error: float = setting(math.inf, "distance from the goal at which the position must move", unit="of the position")
+    stuck_movement: float = setting(0.01, "less than this is no movement", unit="of the position")
+    stuck_s: float = setting(1.0, "time without movement after which the robot is stopped", unit="s")
+
+    def __post_init__(self) -> None:
+        for name in ("max_lead", "stuck_error", "stuck_movement", "stuck_s"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
 class SafetyConfig:
     """Settings of all safety layers."""
 
+    goals: dict[str, GoalLimit] = setting(dict, "command channels that are goals for measured positions, and their limits")
     positions: dict[str, PositionLimit] = setting(dict, "limits for each measured position")
     max_speed: dict[str, float] = setting(dict, "largest absolute value of velocity channels; beyond it the robot is stopped")
     max_command_rate: dict[str, float] = setting(dict, "largest change per second of command channels; without: unlimited")
@@ -141,6 +159,16 @@ class _Position:
     command_index: int | None
 
 
+@dataclass
+class _Goal:
+    name: str
+    limit: GoalLimit
+    index: int
+    command_index: int
+    stuck_at: float = math.nan
+    stuck_since_ns: int = 0
+
+
 class Safety:
     """The safety layers of one robot.
 
@@ -174,9 +202,20 @@ class Safety:
         self._max_age_ns = config.stale_patience_periods * contract.period_ns
         fraction_ns = round(config.compute_deadline_fraction * contract.period_ns)
         self.deadline_ns = min(fraction_ns, round(contract.latency_budget_s * 1e9))
+        self._goals = tuple(
+            _Goal(name, limit, _index(limit.position, measured), _index(name, commanded)) for name, limit in config.goals.items()
+        )
         self._overruns_in_row = 0
         self._was_enabled = False
         self.returning = False
+
+    def start_from(self, measurement: NDArray[np.float64]) -> None:
+        """Let the first commands that are goals begin where the positions are, given the measurement (M,)."""
+        for goal in self._goals:
+            position = float(measurement[goal.index])
+            self._last_command[goal.command_index] = min(
+                max(position, self._low[goal.command_index]), self._high[goal.command_index]
+            )
 
     def neutral_command(self) -> NDArray[np.float64]:
         """Return (C,) the command to give where there is none: 0 within the limits, or the last one where 0 is an effort."""
@@ -184,10 +223,11 @@ class Safety:
             return self._last_command.copy()
         return np.clip(np.zeros(self.contract.num_actions), self._low, self._high)
 
-    def check_device(self, flags: int) -> tuple[int, Stop | None]:
-        """Check what an enabled device says of itself, by its :class:`~dpg_robot.deploy.robot.DeviceFlag` bits."""
+    def check_device(self, flags: int, alarm: str = "") -> tuple[int, Stop | None]:
+        """Check what an enabled device says of itself: its DeviceFlag bits, and an alarm in words."""
         if flags & DeviceFlag.HARDWARE_FAULT.value:
-            stop = Stop("the device reports a hardware fault; look at it, then switch it off and on")
+            what = f": {alarm}" if alarm else ""
+            stop = Stop(f"the device reports a hardware fault{what}; look at it, then switch it off and on")
             return SafetyFlag.DEVICE_FAULT.value, stop
         if flags & DeviceFlag.WATCHDOG_TRIPPED.value:
             stop = Stop("the device's watchdog tripped: no command reached it in time; check the link and the computer's load")
@@ -213,7 +253,7 @@ class Safety:
                 "check the link and the sensor"
             )
         limit_flags, stop = self._check_limits(state.values)
-        return flags | limit_flags, stop
+        return flags | limit_flags, stop or self._check_movement(state, now_ns)
 
     def clip_action(self, action: NDArray[np.float64]) -> int:
         """Clip actions (A,) to [-1, 1] in place; returns flags. What is not finite is left for :meth:`limit_command`."""
@@ -223,7 +263,8 @@ class Safety:
     def limit_command(self, command: NDArray[np.float64], measurement: NDArray[np.float64]) -> tuple[int, Stop | None]:
         """Make commands (C,) safe to send, in place, given the measurement (M,) that they answer.
 
-        The layers, in order: finite, limits, rate of change, soft position limits. The last one wins over the rate of change.
+        The layers, in order: finite, limits, rate of change, lead of a goal, soft position limits. The last two win over the
+        rate of change.
         """
         if not np.isfinite(command).all():
             names = [name for name, value in zip(self.contract.command_names, command, strict=True) if not np.isfinite(value)]
@@ -237,9 +278,36 @@ class Safety:
         np.add(self._last_command, self._max_step, out=self._step_high)
         if clip(command, self._step_low, self._step_high):
             flags |= SafetyFlag.RATE_LIMITED.value
+        flags |= self._limit_lead(command, measurement)
         flags |= self._brake(command, measurement)
         self._last_command[:] = command
         return flags, None
+
+    def _limit_lead(self, command: NDArray[np.float64], measurement: NDArray[np.float64]) -> int:
+        flags = 0
+        for goal in self._goals:
+            position, asked, index = float(measurement[goal.index]), float(command[goal.command_index]), goal.command_index
+            sent = min(max(asked, position - goal.limit.max_lead), position + goal.limit.max_lead)
+            if sent != asked:
+                command[index] = min(max(sent, float(self._low[index])), float(self._high[index]))
+                flags = SafetyFlag.LEAD_LIMITED.value
+        return flags
+
+    def _check_movement(self, state: JointState, now_ns: int) -> Stop | None:
+        """Check that positions follow their goals: a joint that does not is jammed, or its sensor is stuck."""
+        if not self._was_enabled:
+            return None
+        for goal in self._goals:
+            limit, position = goal.limit, float(state.values[goal.index])
+            error = abs(float(self._last_command[goal.command_index]) - position)
+            if error <= limit.stuck_error or abs(position - goal.stuck_at) > limit.stuck_movement:
+                goal.stuck_at, goal.stuck_since_ns = position, now_ns
+            elif now_ns - goal.stuck_since_ns > limit.stuck_s * 1e9:
+                return Stop(
+                    f"{limit.position} stays at {position:.4g}, {error:.3g} away from its goal {goal.name}, for "
+                    f"{limit.stuck_s:g} s: the joint is jammed, overloaded, or its sensor is stuck"
+                )
+        return None
 
     def _brake(self, command: NDArray[np.float64], measurement: NDArray[np.float64]) -> int:
         flags = 0

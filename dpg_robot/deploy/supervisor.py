@@ -106,9 +106,20 @@ class _Run:
                     stack.callback(_end, self._control, 0.0)
                 sender.close()
                 self._watch(results)
+                if self._loop is None:
+                    self._rescue()
                 self._ring.finish()
                 _end(self._log, _DRAIN_BOUND_S)
             return self._report()
+
+    def _rescue(self) -> None:
+        """Stop the robot from here, because the process that should have done it died."""
+        try:
+            robot, _ = self._settings.robot.make(self._metadata.contract)
+        except DpgError as error:
+            print(f"robot: it could not be stopped: {error}", file=sys.stderr)
+            return
+        robot.rescue()
 
     def _log_arguments(self) -> dict[str, Any]:
         contract, robot = self._metadata.contract, self._settings.robot

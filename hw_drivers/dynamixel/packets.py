@@ -584,7 +584,7 @@ class InstructionDecoder(_Decoder[InstructionPacket]):
         return instruction != Instruction.STATUS
 
     def _decode(self, servo_id: int, instruction: int, body: bytes) -> InstructionPacket:
-        parameters = _unstuff(body)
+        parameters = _unstuff(bytes([instruction]) + body)[1:]  # the instruction too may be where a header begins
         packet_class = _INSTRUCTION_CLASSES.get(instruction)
         if packet_class is None:
             return OtherInstruction(servo_id, instruction, parameters)

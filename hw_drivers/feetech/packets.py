@@ -469,7 +469,8 @@ class StatusDecoder(_Decoder[Status]):
         super().__init__()
         self.awaited_ids: tuple[int, ...] = ()
         self._echo = echo
-        self._echo_left = b""
+        self._echo_awaited = b""
+        self._echo_begun = b""
         self._awaited_length = _MIN_LENGTH
 
     def expect(self, instruction: Instruction) -> None:
@@ -477,18 +478,21 @@ class StatusDecoder(_Decoder[Status]):
         self.reset()
         self.awaited_ids = instruction.answering_ids
         self._awaited_length = instruction.answer_bytes + _MIN_LENGTH
-        self._echo_left = instruction.to_bytes() if self._echo else b""
+        self._echo_awaited = instruction.to_bytes() if self._echo else b""
+        self._echo_begun = b""
 
     def feed(self, data: bytes) -> list[Status]:
         """Take the next received bytes and return the awaited answers that they complete, in order."""
-        if self._echo_left:
-            echoed = data[: len(self._echo_left)]
-            if self._echo_left.startswith(echoed):
-                self._echo_left = self._echo_left[len(echoed) :]
-                data = data[len(echoed) :]
-            else:
-                self._echo_left = b""  # damaged: what remains of it is skipped like other garbage
-        return super().feed(data)
+        return super().feed(self._without_echo(data) if self._echo_awaited else data)
+
+    def _without_echo(self, data: bytes) -> bytes:
+        """Take the echo away. A damaged one is searched like other garbage, from its first byte on, in whatever pieces it came."""
+        received, echo = self._echo_begun + data, self._echo_awaited
+        if len(received) < len(echo) and echo.startswith(received):
+            self._echo_begun = received
+            return b""
+        self._echo_awaited = self._echo_begun = b""
+        return received.removeprefix(echo)
 
     def _accepts(self, servo_id: int, length: int | None) -> bool:
         return servo_id in self.awaited_ids and length in (None, self._awaited_length)

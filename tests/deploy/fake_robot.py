@@ -53,6 +53,10 @@ class FakeRobot:
         self._note("close")
         self.enabled = False
 
+    def rescue(self):
+        self._note("rescue")
+        self.enabled = False
+
     def _note(self, name):
         self.calls.append(name)
         self._counts[name] = self._counts.get(name, 0) + 1
