@@ -95,6 +95,8 @@ class SafetyConfig:
     def __post_init__(self) -> None:
         if self.stale_patience_periods < 1 or self.max_overruns_in_row < 1:
             raise ConfigError("stale_patience_periods and max_overruns_in_row must be at least 1")
+        if self.goals and self.zero_command_is_safe:
+            raise ConfigError(f"commands that are goals ({', '.join(self.goals)}) need zero_command_is_safe: false")
         if not 0 < self.compute_deadline_fraction <= 1:
             raise ConfigError(f"compute_deadline_fraction must be above 0 and at most 1, got {self.compute_deadline_fraction}")
         for what, limits in (("max_speed", self.max_speed), ("max_command_rate", self.max_command_rate)):
@@ -300,7 +302,7 @@ class Safety:
         for goal in self._goals:
             limit, position = goal.limit, float(state.values[goal.index])
             error = abs(float(self._last_command[goal.command_index]) - position)
-            if error <= limit.stuck_error or abs(position - goal.stuck_at) > limit.stuck_movement:
+            if error <= limit.stuck_error or not abs(position - goal.stuck_at) <= limit.stuck_movement:
                 goal.stuck_at, goal.stuck_since_ns = position, now_ns
             elif now_ns - goal.stuck_since_ns > limit.stuck_s * 1e9:
                 return Stop(

@@ -354,6 +354,38 @@ def test_a_sensor_that_never_answers_is_named_and_the_robot_not_enabled(bench, m
     assert "enable" not in it.robot.calls
 
 
+class ParkingHoming(CountingHoming):
+    """Parks by the same number of ticks as it homes."""
+
+    parks = True
+    parked = 0
+
+    def start_parking(self):
+        self.parked += 1
+        self.start()
+
+
+@pytest.mark.parametrize("parks", [True, False])
+def test_a_robot_that_parks_does_so_after_the_last_episode_and_before_it_is_disabled(bench, parks):
+    homing = ParkingHoming()
+    homing.parks = parks
+    it = bench(homing=homing)
+    report = it.run()
+    assert (report.reason, report.fault) == ("finished", False)
+    assert homing.parked == parks
+    states = [int(record["state"]) for record in it.records]
+    last_running = len(states) - 1 - states[::-1].index(LoopState.RUNNING)
+    assert states[last_running + 1 :].count(LoopState.HOMING) == (HOMING_TICKS if parks else 0)
+    assert it.robot.calls[-2:] == ["disable", "close"]
+
+
+def test_a_robot_that_is_stopped_does_not_park_first(bench):
+    it = bench(homing=ParkingHoming(fail=LinkError("gone")))
+    assert it.run().fault
+    assert it.homing.parked == 0
+    assert_stopped_safely(it)
+
+
 @pytest.mark.parametrize("error", [LinkError("nobody there"), RuntimeError("oops")])
 def test_a_failure_to_connect_or_enable_is_reported_and_cleaned_up(bench, error):
     for name in ("connect", "enable"):

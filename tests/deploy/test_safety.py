@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from dpg_robot.contract import CommandChannel, Contract, Feature, MeasurementChannel
 from dpg_robot.deploy.robot import DeviceFlag, JointState
-from dpg_robot.deploy.safety import PositionLimit, Safety, SafetyConfig, SafetyFlag, brake_at_soft_limit, flag_names
+from dpg_robot.deploy.safety import GoalLimit, PositionLimit, Safety, SafetyConfig, SafetyFlag, brake_at_soft_limit, flag_names
 from dpg_robot.errors import ConfigError, UnknownNameError
 
 CONTRACT = Contract(
@@ -240,6 +240,52 @@ def test_where_a_command_of_0_is_an_effort_the_last_command_is_held_instead():
     broken = np.array([math.nan])
     safety.limit_command(broken, np.zeros(4))
     assert broken[0] == 4.0
+
+
+def make_goal_safety(**limits):
+    goal = GoalLimit(position="cart_position", **limits)
+    return Safety(SafetyConfig(goals={"cart_force": goal}, zero_command_is_safe=False), CONTRACT)
+
+
+def test_a_goal_begins_where_the_position_is_and_leads_it_by_a_bounded_distance():
+    safety = make_goal_safety(max_lead=0.5)
+    safety.start_from(np.array([2.0, 0, 0, 0]))
+    assert safety.neutral_command() == 2.0
+    for asked, position, sent in ((5.0, 2.0, 2.5), (-5.0, 2.0, 1.5), (2.2, 2.0, 2.2), (5.0, 9.0, 8.5)):
+        command = np.array([asked])
+        flags, stop = safety.limit_command(command, np.array([position, 0, 0, 0]))
+        assert command[0] == pytest.approx(sent)
+        assert flags == (SafetyFlag.LEAD_LIMITED if sent != asked else 0)
+        assert stop is None
+
+
+def test_a_goal_starts_within_the_limits_of_its_command():
+    safety = make_goal_safety()
+    safety.start_from(np.array([37.0, 0, 0, 0]))
+    assert safety.neutral_command() == CONTRACT.command_high[0]
+
+
+def test_a_joint_that_does_not_follow_its_goal_stops_the_robot():
+    safety = make_goal_safety(stuck_error=0.1, stuck_s=0.5)
+    safety.check_device(DeviceFlag.ENABLED)
+    state, now_ns = reading()
+
+    def tick(position, goal, elapsed_s):
+        state.values[0], state.time_ns[:] = position, now_ns + round(elapsed_s * 1e9)
+        safety.limit_command(np.array([goal]), state.values)
+        return safety.check_measurement(state, now_ns + round(elapsed_s * 1e9))[1]
+
+    assert all(tick(0.02 * step, 1.0, 0.02 * step) is None for step in range(45)), "it moves"
+    assert all(tick(0.88, 1.0, 0.9 + 0.02 * step) is None for step in range(24)), "it has not stood for long enough"
+    stop = tick(0.88, 1.0, 1.5)
+    assert "cart_position stays at 0.88" in stop.message
+    assert "0.12 away from its goal cart_force" in stop.message
+    assert tick(0.95, 1.0, 2.5) is None, "near its goal it may stand"
+
+
+def test_goals_whose_zero_is_no_place_to_go_are_asked_for():
+    with pytest.raises(ConfigError, match="zero_command_is_safe: false"):
+        SafetyConfig(goals={"cart_force": GoalLimit(position="cart_position")})
 
 
 def test_limits_of_unknown_channels_are_refused_with_a_suggestion():
