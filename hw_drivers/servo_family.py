@@ -9,6 +9,8 @@ from typing import Protocol
 from dpg_robot.errors import unknown_name
 from hw_drivers.servo_bus import BusLanguage
 
+FAMILIES = ("dynamixel", "feetech")
+
 
 @dataclass(frozen=True, slots=True)
 class Block:
@@ -131,6 +133,10 @@ class ServoFamily(Protocol):
         """Return a new language for a bus."""
         ...
 
+    def models(self) -> Sequence[ServoModel]:
+        """Return all models."""
+        ...
+
     def find_model(self, name: str) -> ServoModel:
         """Return a model by its name. Raises UnknownNameError."""
         ...
@@ -173,6 +179,13 @@ class ServoFamily(Protocol):
 
     def watchdog(self, seconds: float) -> tuple[str, int] | None:
         """Return the register and number that start the watchdog (0 s: stop it); None if there is none."""
+        ...
+
+    def centering(self, model: ServoModel, position: int, offset: int) -> int | None:
+        """Return the homing offset with which a raw position, read with ``offset``, becomes the middle.
+
+        None if the middle cannot be moved.
+        """
         ...
 
     def error_names(self, error: int) -> list[str]:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Run a policy on a robot, or check a robot and a policy without moving anything."""
+"""Run a policy on a robot, check both without moving anything, or set up a robot of servos: scan, setup, calibrate."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ from dpg_robot.deploy.clock import Grant
 from dpg_robot.deploy.robot_check import check_robot
 from dpg_robot.deploy.run_config import RobotConfig, RunSettings
 from dpg_robot.deploy.supervisor import supervise
-from dpg_robot.errors import DpgError
+from dpg_robot.errors import ConfigError, DpgError
 from dpg_robot.files import write_atomically
+from hw_drivers.servo_family import FAMILIES, find_family
+from hw_drivers.servo_scan import FoundServo
+from hw_drivers.servo_setup import Terminal, calibrate_robot, scan, set_up_robot, write_robot
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -33,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser with the subcommands ``run`` and ``check``."""
+    """Return the parser with all subcommands."""
     parser = argparse.ArgumentParser(prog="robot.py", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     run = commands.add_parser(
@@ -73,7 +76,89 @@ def build_parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--seed", type=int, default=0, metavar="N", help="seed of that noise (default: %(default)s)")
     run.add_argument("--quiet", action="store_true", help="do not show progress")
+    _add_set_up_commands(commands)
     return parser
+
+
+def _add_set_up_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    scan = commands.add_parser(
+        "scan",
+        help="list the servos on serial ports",
+        description="Asks every ID at every baud rate and lists who answers. Nothing is changed. "
+        "Takes some 5 s for each family and baud rate.",
+    )
+    scan.set_defaults(run=_scan)
+    scan.add_argument("--port", action="append", default=[], metavar="DEV", help="serial port; several times (default: all)")
+    scan.add_argument("--family", choices=FAMILIES, help="only this family of servos (default: all)")
+    scan.add_argument("--baud-rate", type=int, action="append", default=[], metavar="N", help="only these, bit/s (default: all)")
+    scan.add_argument("--json", type=Path, metavar="FILE", help="write what was found as JSON")
+    setup = commands.add_parser(
+        "setup",
+        help="give the servos of a robot their IDs and baud rate",
+        description="For each joint of the robot's file: asks for its servo to be connected alone, finds it whatever its ID and "
+        "baud rate, and gives it those of the file.",
+    )
+    setup.set_defaults(run=_set_up)
+    setup.add_argument(
+        "--joint", action="append", default=[], metavar="NAME", help="only this joint; several times (default: all)"
+    )
+    calibrate = commands.add_parser(
+        "calibrate",
+        help="learn zero, range and direction of all joints by hand",
+        description="With the torque off, a person moves the joints: to the middle, from end to end, to the zero pose, and each "
+        "a little in its positive direction. Writes the robot's file with what was learned.",
+    )
+    calibrate.set_defaults(run=_calibrate)
+    calibrate.add_argument("--out", type=Path, required=True, metavar="FILE", help="robot file to write; must not exist")
+    calibrate.add_argument(
+        "--margin",
+        type=float,
+        default=0.03,
+        metavar="RAD",
+        help="to stay away from the ends of the ranges (default: %(default)s)",
+    )
+    for command in (setup, calibrate):
+        command.add_argument("--robot", type=Path, required=True, metavar="FILE", help="the robot")
+        command.add_argument("--port", metavar="DEV", help="serial port, instead of the one in the robot's file")
+
+
+def _scan(args: argparse.Namespace) -> int:
+    families = [find_family(name) for name in ([args.family] if args.family else FAMILIES)]
+    found = scan(args.port, families, args.baud_rate, Terminal())
+    for port, servos in found.items():
+        print(f"{port}: {len(servos) or 'no'} servos")
+        for servo in servos:
+            print(f"  {_describe_servo(servo)}")
+    if args.json is not None:
+        _write_json(args.json, {port: [dataclasses.asdict(servo) for servo in servos] for port, servos in found.items()})
+    return 0 if any(found.values()) else 1
+
+
+def _describe_servo(servo: FoundServo) -> str:
+    known = [servo.model or f"unknown model {servo.model_number}"]
+    if servo.position is not None:
+        known.append(f"at {servo.position:.3f} rad")
+    if servo.voltage is not None:
+        known.append(f"{servo.voltage:.1f} V")
+    if servo.temperature is not None:
+        known.append(f"{servo.temperature:.0f} deg C")
+    if servo.torque_on:
+        known.append("torque on")
+    return f"ID {servo.id:3} at {servo.baud_rate} baud: {servo.family} {', '.join(known)}"
+
+
+def _set_up(args: argparse.Namespace) -> int:
+    set_up_robot(_load_robot(args), args.joint, Terminal())
+    return 0
+
+
+def _calibrate(args: argparse.Namespace) -> int:
+    if args.out.exists():
+        raise ConfigError(f"{args.out} exists already; choose another file, so that no calibration is lost")
+    robot = calibrate_robot(_load_robot(args), Terminal(), margin=args.margin)
+    write_robot(robot, args.out)
+    print(args.out)
+    return 0
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ Present values lie far apart in the control table, so indirect addresses gather 
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import cast
 
 from hw_drivers.dynamixel import models
@@ -42,6 +43,10 @@ class DynamixelFamily:
     def language(self) -> BusLanguage:
         """Return a new language for a bus."""
         return DynamixelLanguage()
+
+    def models(self) -> Sequence[ServoModel]:
+        """Return all models."""
+        return models.MODELS
 
     def find_model(self, name: str) -> ServoModel:
         """Return a model by its name. Raises UnknownNameError."""
@@ -115,6 +120,9 @@ class DynamixelFamily:
         """Return the bus watchdog in its units of 20 ms, rounded up."""
         units = -(-round(seconds * 1e3) // round(_WATCHDOG_UNIT_S * 1e3))
         return "bus_watchdog", min(units, _WATCHDOG_LONGEST)
+
+    def centering(self, model: ServoModel, position: int, offset: int) -> None:
+        """Return None: in position mode a homing offset moves the middle by a quarter of a turn only."""
 
     def error_names(self, error: int) -> list[str]:
         """Return in words what an error byte says."""

@@ -6,6 +6,8 @@ without which a bus of them cannot be read in time; they are refused.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from dpg_robot.errors import ConfigError
 from hw_drivers.feetech import models
 from hw_drivers.feetech.language import FeetechLanguage
@@ -35,6 +37,10 @@ class FeetechFamily:
     def language(self) -> BusLanguage:
         """Return a new language for a bus."""
         return FeetechLanguage()
+
+    def models(self) -> Sequence[ServoModel]:
+        """Return all models."""
+        return [model for model in models.MODELS if model.supports_sync_read]
 
     def find_model(self, name: str) -> ServoModel:
         """Return a model by its name. Raises UnknownNameError, or ConfigError for models without sync read."""
@@ -104,6 +110,12 @@ class FeetechFamily:
 
     def watchdog(self, seconds: float) -> None:
         """Return None: there is none."""
+
+    def centering(self, model: ServoModel, position: int, offset: int) -> int:
+        """Return the homing offset with which a raw position becomes the middle."""
+        steps = 2 * (middle := model.register("present_position").to_raw(0.0))
+        wanted = (offset + position - middle + middle) % steps - middle
+        return max(wanted, model.register("homing_offset").low)
 
     def error_names(self, error: int) -> list[str]:
         """Return in words what an error byte says."""
