@@ -64,7 +64,7 @@ def load_config(cls: type[T], path: str | Path | None = None, overrides: Sequenc
 
 def config_from_dict(cls: type[T], values: dict[str, Any], source: str) -> T:
     """Build a configuration from plain values such as :func:`config_to_dict` gives; ``source`` names them in errors."""
-    return cast(T, _build(cls, _compose(yaml.safe_dump(values), source), key=""))
+    return cast(T, _build(cls, _compose(yaml.safe_dump(values, sort_keys=False), source), key=""))
 
 
 def dump_config(config: Any, path: str | Path) -> None:

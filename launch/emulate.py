@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dpg_robot.deploy.clock import request_real_time
-from dpg_robot.errors import DpgError
+from dpg_robot.errors import ConfigError, DpgError
 from dpg_robot.files import write_atomically
 from hw_drivers.emulators.joints import EmulatedBus, Joints
 
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 _REAL_TIME_PRIORITY = 50
 _FAMILIES = {
     "dynamixel": ("Dynamixel X servos, protocol 2.0", "XL330-M288"),
@@ -35,6 +36,18 @@ _FAULTS = {
     "wrong_id": "that it names another servo",
     "echo": "that the host receives its own request before it",
 }
+
+
+class Plant(Protocol):
+    """What an emulated device moves, in real time.
+
+    Attributes:
+        stalls: how often it got no time for so long that it skipped some.
+        skipped_s: time that it skipped, s.
+    """
+
+    stalls: int
+    skipped_s: float
 
 
 class Server(Protocol):
@@ -70,6 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     devices = parser.add_subparsers(dest="device", required=True, metavar="DEVICE")
     _add_cartpole(devices)
+    _add_so101(devices)
     for family, text in _FAMILIES.items():
         _add_servos(devices, family, text)
     return parser
@@ -122,13 +136,56 @@ def _run_cartpole(args: argparse.Namespace) -> int:
         _write_truth(args.truth, plant.parameters)
     with MicrocontrollerServer(plant, watchdog_s=args.watchdog_ms * 1e-3, trace=args.trace) as server:
         serve_until_interrupted(server, args.link)
+    _report_stalls(plant)
+    return 0
+
+
+def _add_so101(devices: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = devices.add_parser(
+        "so101",
+        help="SO-101 arm on Feetech servos",
+        description="An SO-101 with six STS3215 on one bus. It lies folded without torque at first; masses, friction, stiffness "
+        "and what a calibration by hand leaves are drawn from the seed and differ from what policies are trained on.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--robot", type=Path, default=CONFIGS / "robots" / "so101.yaml", metavar="FILE", help="IDs, gears and zeros of the servos"
+    )
+    parser.add_argument("--truth", metavar="FILE", help="JSON file for the hidden parameters; - writes them to stderr")
+    _add_bus_options(parser)
+    parser.set_defaults(run=_run_so101)
+
+
+def _run_so101(args: argparse.Namespace) -> int:
+    from dpg_robot.config import config_from_dict, load_config
+    from dpg_robot.deploy.run_config import RobotConfig
+    from hw_drivers.servo_config import ServoRobotConfig
+    from sim.virtual_arm import JOINT_NAMES, VirtualArm
+
+    try:
+        robot = load_config(RobotConfig, args.robot)
+        servos = config_from_dict(ServoRobotConfig, robot.device, source=str(args.robot)).servos
+        if tuple(servos) != JOINT_NAMES:
+            raise ConfigError(f"{args.robot}: the servos must be {', '.join(JOINT_NAMES)}, got {', '.join(servos)}")
+        mounts = list(servos.values())
+        arm = VirtualArm(args.seed, gears=[mount.gear for mount in mounts], zeros=[mount.zero for mount in mounts])
+        if args.truth is not None:
+            _write_truth(args.truth, arm.parameters)
+        code = _serve_servos(args, "feetech", "STS3215", [mount.id for mount in mounts], arm)
+    except DpgError as error:
+        print(f"emulate: {error}", file=sys.stderr)
+        return 1
+    _report_stalls(arm)
+    return code
+
+
+def _report_stalls(plant: Plant) -> None:
     if plant.stalls:
         print(
             f"emulate: this process got no CPU time for too long {plant.stalls} times; "
             f"{plant.skipped_s:.3f} s of the robot's time were skipped",
             file=sys.stderr,
         )
-    return 0
 
 
 def _add_servos(devices: argparse._SubParsersAction[argparse.ArgumentParser], family: str, text: tuple[str, str]) -> None:
@@ -141,6 +198,11 @@ def _add_servos(devices: argparse._SubParsersAction[argparse.ArgumentParser], fa
     )
     parser.add_argument("--ids", type=int, nargs="+", default=[1], metavar="ID", help="IDs of the servos")
     parser.add_argument("--model", default=model, help="model of all of them")
+    _add_bus_options(parser)
+    parser.set_defaults(run=_run_servos)
+
+
+def _add_bus_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--baud-rate", type=int, default=1_000_000, metavar="BAUD", help="what the servos are set to, bits per second"
     )
@@ -152,16 +214,20 @@ def _add_servos(devices: argparse._SubParsersAction[argparse.ArgumentParser], fa
     faults.add_argument("--late-s", type=float, default=0.02, metavar="TIME", help="how late, seconds")
     faults.add_argument("--split-gap-s", type=float, default=0.003, metavar="TIME", help="time between the pieces, seconds")
     faults.add_argument("--seed", type=int, default=0, help="seed of all choices")
-    parser.set_defaults(run=_run_servos)
 
 
 def _run_servos(args: argparse.Namespace) -> int:
     from hw_drivers.emulators.joints import FirstOrderJoints
+
+    return _serve_servos(args, args.device, args.model, args.ids, FirstOrderJoints([0.0] * len(args.ids)))
+
+
+def _serve_servos(args: argparse.Namespace, family: str, model: str, ids: Sequence[int], joints: Joints) -> int:
     from hw_drivers.emulators.servo_server import ServoFaults, ServoServer
 
     try:
         values = {name: getattr(args, name) for name in (*_FAULTS, "late_s", "split_gap_s", "seed")}
-        bus = _make_bus(args.device, args.model, args.ids, args.baud_rate, FirstOrderJoints([0.0] * len(args.ids)))
+        bus = _make_bus(family, model, ids, args.baud_rate, joints)
         server = ServoServer(bus, faults=ServoFaults(**values))
     except (DpgError, ValueError) as error:
         print(f"emulate: {error}", file=sys.stderr)

@@ -64,6 +64,7 @@ _PING_GAP_NS = 600_000  # above the largest return delay, so that answers to a b
 _OVERLOAD_EFFORT = 0.95
 _IN_POSITION_STEPS = 20
 _WATCHDOG_TRIPPED = -1
+_FULL_PWM = 885
 _GOALS = frozenset({"goal_pwm", "goal_current", "goal_velocity", "goal_position"})
 _EMULATED_MODES = frozenset(OperatingMode) - {OperatingMode.CURRENT, OperatingMode.PWM}
 
@@ -319,6 +320,8 @@ class EmulatedServo:
         for register, raw in self._checked(address, data):
             self.table.set(register, raw)
             written[register.name] = raw
+        if written.keys() & {"goal_pwm", "torque_enable"}:
+            self._joints.limit_torque(self._index, min(abs(self.table["goal_pwm"]) / _FULL_PWM, 1.0))
         if "operating_mode" in written or self._direction != turned_by:
             self._forget_turns()
         if self.torque_on and not was_on:

@@ -351,6 +351,7 @@ class FeetechServo:
             self._profile_velocity = 0.0
             self._joints.release(self.joint)
             return
+        self._joints.limit_torque(self.joint, min(self._largest_load(), 1.0))
         mode = self._mode()
         if mode == VELOCITY_MODE:
             velocity = registers.si("goal_velocity")

@@ -104,6 +104,10 @@ class Joints(Protocol):
         """
         ...
 
+    def limit_torque(self, index: int, share: float) -> None:
+        """Bound the torque to a share of the servo's largest, 0 to 1; it lasts until it is set anew."""
+        ...
+
     def release(self, index: int) -> None:
         """Switch the torque off."""
         ...
@@ -175,6 +179,11 @@ class FirstOrderJoints:
             raise ValueError(f"a goal needs a position and a velocity limit of at least 0; got {position}, {velocity_limit}")
         joint = self._joints[index]
         joint.goal, joint.velocity_limit = position, min(velocity_limit, self._max_velocity)
+
+    def limit_torque(self, index: int, share: float) -> None:
+        """Bound the torque to a share of the largest; joints without load need none, so they move as before."""
+        if not 0 <= share <= 1:
+            raise ValueError(f"a torque limit is a share of the largest, 0 to 1; got {share}")
 
     def release(self, index: int) -> None:
         """Switch the torque off; the joint stays where it is."""

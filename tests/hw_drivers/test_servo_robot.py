@@ -404,7 +404,7 @@ def test_no_impossible_value_is_ever_valid_on_a_bad_wire(family, seed):
 
 
 BAD_DEVICES = [
-    ({"servos": {"elbow": {"id": 1}}}, "have the same ID 1"),
+    ({"servos": {"elbow": {"id": 1}}}, "shoulder and servos.elbow have the same ID 1"),
     ({"servos": {"elbow": {"model": "XL330-M299"}}}, "unknown .* model"),
     ({"servos": {"elbow": {"low": 1.0, "high": -1.0}}}, "low < high, got 1.0 and -1.0"),
     ({"servos": {"elbow": {"max_velocity": 120.0}}}, "max_velocity must be at most .* Is it in rad/s"),
