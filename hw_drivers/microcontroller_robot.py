@@ -128,6 +128,7 @@ class MicrocontrollerRobot:
         self._decoder = Decoder()
         self._counters = LinkCounters()
         self._sequence = self._written = NO_SEQUENCE
+        self._touched = False  # whether the device may be enabled because of us
 
     @classmethod
     def from_contract(
@@ -186,6 +187,7 @@ class MicrocontrollerRobot:
 
     def enable(self) -> None:
         """Let the device follow commands, starting from zero effort. Raises LinkError if it refuses or does not answer."""
+        self._touched = True
         reply = self._switch(Enable)
         if isinstance(reply, Nack):
             raise LinkError(f"the device on {self._link.port} refuses to enable its actuators: {reply.reason.name}")
@@ -240,8 +242,9 @@ class MicrocontrollerRobot:
 
     def disable(self) -> None:
         """Take the effort from the actuators; tries a few times, within 0.1 s, and logs when the device does not confirm."""
-        if not self._link.is_open:
+        if not self._link.is_open or not self._touched:
             return
+        self._touched = False
         try:
             confirmed = isinstance(self._switch(Disable), Ack)
             problem = "no confirmation"
@@ -260,6 +263,7 @@ class MicrocontrollerRobot:
         """Take the effort from the actuators after the process that controlled them died. Never raises."""
         try:
             self.connect()
+            self._touched = True
         except DpgError as error:
             _log.warning("the device could not be reached to disable it; its watchdog must stop it: %s", error)
         self.close()

@@ -185,6 +185,7 @@ class ServoRobot:
         self._health_ns = 0
         self._enabled_ns: int | None = None
         self._torque_written = 1.0
+        self._touched = False  # whether torque may be on because of us
 
     @property
     def counters(self) -> ServoCounters:
@@ -233,6 +234,7 @@ class ServoRobot:
         The torque then grows to its limit while commands are written. Raises LinkError if a servo does not take a setting.
         """
         registers = self._registers
+        self._touched = True
         registers.write_all(self._family.watchdog(0.0))
         self._write_settings()
         self._torque_written = _FIRST_TORQUE
@@ -289,8 +291,9 @@ class ServoRobot:
 
     def disable(self) -> None:
         """Stop as the configuration says. Never raises; logs which servos did not confirm that their torque is off."""
-        if self._bus is None or not self._link.is_open:
+        if self._bus is None or not self._link.is_open or not self._touched:
             return
+        self._touched = False
         if self.config.stop == "hold":
             if self._enabled_ns is not None:
                 with contextlib.suppress(LinkError):  # they would let go of the joints they are to hold

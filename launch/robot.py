@@ -74,6 +74,11 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="STD",
         help="noise on the actions, a share of half their range (default: 0)",
     )
+    run.add_argument(
+        "--shadow",
+        action="store_true",
+        help="only watch: the policy runs and is recorded, nothing is sent, and the actuators stay as they are",
+    )
     run.add_argument("--seed", type=int, default=0, metavar="N", help="seed of that noise (default: %(default)s)")
     run.add_argument("--quiet", action="store_true", help="do not show progress")
     _add_set_up_commands(commands)
@@ -171,6 +176,7 @@ def _run(args: argparse.Namespace) -> int:
         episode_seconds=robot.episode_seconds if args.episode_seconds is None else args.episode_seconds,
         exploration=args.explore,
         seed=args.seed,
+        shadow=args.shadow,
     )
     result = supervise(settings, quiet=args.quiet)
     if args.json is not None:

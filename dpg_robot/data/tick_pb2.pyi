@@ -13,6 +13,7 @@ class LoopState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     RUNNING: _ClassVar[LoopState]
     STOPPING: _ClassVar[LoopState]
     FAULT: _ClassVar[LoopState]
+    SHADOW: _ClassVar[LoopState]
 
 class EpisodeEnd(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -25,6 +26,7 @@ HOMING: LoopState
 RUNNING: LoopState
 STOPPING: LoopState
 FAULT: LoopState
+SHADOW: LoopState
 NOT_ENDED: EpisodeEnd
 TIMEOUT: EpisodeEnd
 TERMINAL: EpisodeEnd

@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 
 
 class LoopState(IntEnum):
-    """What the control loop is doing."""
+    """What the control loop is doing; in ``SHADOW`` the policy runs and its commands are recorded, but not sent."""
 
     IDLE = 0
     HOMING = 1
     RUNNING = 2
     STOPPING = 3
     FAULT = 4
+    SHADOW = 5
 
 
 class EpisodeEnd(IntEnum):

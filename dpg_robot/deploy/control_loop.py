@@ -147,6 +147,9 @@ class ControlLoop:
                     f"log process: {self._ring.status.state.name.lower()}"
                 )
         self._safety.start_from(self._state.values)
+        if self._settings.shadow:
+            self._clock.resume()
+            return
         self._enabled = True  # also when enable() fails half way, the robot must be disabled
         self._robot.enable()
         self._state.flags, self._state.alarm = DeviceFlag(0), ""  # what was read before does not count any more
@@ -156,13 +159,14 @@ class ControlLoop:
     def _home(self, episode: int) -> EpisodeReport:
         """Bring the robot to the start of an episode."""
         self._homing.start()
-        report = EpisodeReport(episode, homing_s=self._follow_homing("homing"))
+        homing_s = 0.0 if self._settings.shadow else self._follow_homing("homing")
+        report = EpisodeReport(episode, homing_s=homing_s)
         self.report.episodes.append(report)
         return report
 
     def _park(self) -> None:
         """Bring the robot to where its actuators may be switched off, if there is such a place."""
-        if isinstance(self._homing, Parking) and self._homing.parks:
+        if isinstance(self._homing, Parking) and self._homing.parks and not self._settings.shadow:
             self._homing.start_parking()
             self._follow_homing("parking")
 
@@ -188,7 +192,8 @@ class ControlLoop:
 
     def _run_episode(self, report: EpisodeReport) -> None:
         """Let the policy act for the length of an episode; the tick after the last step closes it."""
-        self._record.state, self._record.episode = LoopState.RUNNING, report.episode
+        self._record.state = LoopState.SHADOW if self._settings.shadow else LoopState.RUNNING
+        self._record.episode = report.episode
         self._session.reset()
         self._safety.returning = False
         for step in range(self._settings.episode_steps + 1):
@@ -264,7 +269,8 @@ class ControlLoop:
         """Limit and send ``self._command``, and push the record of the tick."""
         record = self._record
         self._heed(self._safety.limit_command(self._command, self._state.values))
-        self._robot.write(self._command)
+        if not self._settings.shadow:
+            self._robot.write(self._command)
         compute_ns = time.monotonic_ns() - self._began_ns
         flags, stop = self._safety.check_timing(compute_ns, self._skipped)
         record.safety |= flags
@@ -275,7 +281,7 @@ class ControlLoop:
         if not by_policy or explored or record.safety & _COMMAND_CHANGED:
             np.subtract(self._command, self._middle, out=self._action)
             self._action /= self._half_range
-        if by_policy and not np.array_equal(self._action, self._intended):
+        if by_policy and not self._settings.shadow and not np.array_equal(self._action, self._intended):
             self._session.record_executed(self._action)
         record.set_command(self._intended, self._action, self._command, compute_ns)
         self._push(end)
@@ -303,8 +309,9 @@ class ControlLoop:
         if self._enabled and self._safety.config.zero_command_is_safe:
             with contextlib.suppress(BaseException):
                 self._robot.write(self._safety.neutral_command())
-        with contextlib.suppress(BaseException):
-            self._robot.disable()
+        if not self._settings.shadow:
+            with contextlib.suppress(BaseException):
+                self._robot.disable()
         try:
             self._record_stop(end)
         finally:

@@ -62,7 +62,8 @@ class Robot(Protocol):
     """Something with sensors and actuators.
 
     Order of calls: ``connect``, ``enable``, then any number of ``read`` and ``write``, then ``disable`` and ``close``.
-    ``disable`` and ``close`` may be called at any time, any number of times, and must not raise.
+    ``disable`` and ``close`` may be called at any time, any number of times, and must not raise. Without ``enable`` before them
+    they leave the actuators as they were found.
     """
 
     measurement_names: tuple[str, ...]
@@ -89,7 +90,7 @@ class Robot(Protocol):
         ...
 
     def disable(self) -> None:
-        """Take the effort from all actuators, as far as the link still allows. Never raises."""
+        """Take the effort from all actuators that were enabled, as far as the link still allows. Never raises."""
         ...
 
     def close(self) -> None:

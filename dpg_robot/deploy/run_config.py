@@ -68,6 +68,7 @@ class RunSettings:
         episode_seconds: length of an episode, seconds.
         exploration: standard deviation of Gaussian noise on the actions, as a share of half their range.
         seed: seed of that noise.
+        shadow: whether the policy only watches: actuators stay as they are, commands are recorded but not sent.
     """
 
     robot: RobotConfig
@@ -77,8 +78,11 @@ class RunSettings:
     episode_seconds: float = 10.0
     exploration: float = 0.0
     seed: int = 0
+    shadow: bool = False
 
     def __post_init__(self) -> None:
+        if self.shadow and self.exploration > 0:
+            raise ConfigError("a policy that only watches cannot explore; leave exploration at 0 in shadow mode")
         if self.episodes < 1:
             raise ConfigError(f"episodes must be at least 1, got {self.episodes}")
         if not 0 < self.episode_seconds < float("inf"):

@@ -106,7 +106,7 @@ class _Run:
                     stack.callback(_end, self._control, 0.0)
                 sender.close()
                 self._watch(results)
-                if self._loop is None:
+                if self._loop is None and not self._settings.shadow:
                     self._rescue()
                 self._ring.finish()
                 _end(self._log, _DRAIN_BOUND_S)
@@ -184,10 +184,11 @@ class _Run:
             "policy": str(self._settings.policy),
             "policy_id": self._metadata.policy_id,
             "exploration": self._settings.exploration,
+            "shadow": self._settings.shadow,
             "seed": self._settings.seed,
             "started_wall_s": round(self._started_wall_s, 3),
             "duration_s": round(time.time() - self._started_wall_s, 3),
-            "transitions": sum(episode["steps"] for episode in loop["episodes"]) if loop else None,
+            "transitions": self._transitions(),
             "log": {
                 "records": self._ring.pushed,
                 "written": status.acknowledged_sequence + 1,
@@ -204,6 +205,12 @@ class _Run:
             reason += f"; the summary cannot be written to {folder}: {error.strerror or error}"
             exit_code = exit_code or 1
         return RunResult(exit_code, reason, folder, summary)
+
+    def _transitions(self) -> int | None:
+        """Return how many transitions were recorded; None if that is not known. What a shadow would have done is none."""
+        if self._loop is None:
+            return None
+        return 0 if self._settings.shadow else sum(episode["steps"] for episode in self._loop["episodes"])
 
     def _outcome(self) -> tuple[int, str]:
         log_end, loop = _describe_end("log process", self._log), self._loop

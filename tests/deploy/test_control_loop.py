@@ -16,7 +16,7 @@ from dpg_robot.deploy.policy_session import PolicySession
 from dpg_robot.deploy.robot import DeviceFlag
 from dpg_robot.deploy.run_config import RobotConfig, RunSettings
 from dpg_robot.deploy.safety import PositionLimit, Safety, SafetyConfig, SafetyFlag
-from dpg_robot.errors import LinkError
+from dpg_robot.errors import ConfigError, LinkError
 
 STEPS = 20
 HOMING_TICKS = 5
@@ -352,6 +352,27 @@ def test_a_sensor_that_never_answers_is_named_and_the_robot_not_enabled(bench, m
     report = it.run()
     assert "pole_angle" in report.reason
     assert "enable" not in it.robot.calls
+
+
+def test_a_shadow_records_what_the_policy_would_do_and_touches_nothing(bench):
+    it = bench(shadow=True, episodes=2, gains={"bias": 0.7})
+    report = it.run()
+    assert (report.reason, report.fault) == ("finished", False)
+    assert not {"enable", "write", "disable"} & set(it.robot.calls)
+    assert it.robot.calls[-1] == "close"
+    states = it.records["state"].tolist()
+    assert states.count(LoopState.SHADOW) == 2 * (STEPS + 1)
+    assert LoopState.RUNNING not in states
+    assert LoopState.HOMING not in states
+    shadow = it.records[it.records["state"] == LoopState.SHADOW]
+    acting = shadow[shadow["episode_end"] == EpisodeEnd.NOT_ENDED]
+    assert (np.abs(acting["command"]) > 1).all(), "the policy's own commands"
+    assert len(list(pair_records("run", it.records))) == 0, "nothing that a learner could take for what was done"
+
+
+def test_a_shadow_cannot_explore(bench):
+    with pytest.raises(ConfigError, match="shadow"):
+        bench(shadow=True, exploration=0.1)
 
 
 class ParkingHoming(CountingHoming):

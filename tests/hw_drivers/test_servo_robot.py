@@ -293,6 +293,16 @@ def test_the_watchdog_of_dynamixels_stops_them_when_nobody_talks_and_is_reported
     assert "its watchdog tripped" in bench.state.alarm
 
 
+def test_a_robot_that_was_not_enabled_is_left_as_it_was(family):
+    bench = Bench(family)
+    bench.robot.connect()
+    bench.robot.enable()
+    other = ServoRobot("/dev/none", bench.config, bench.contract, link=bench.link, clock=bench.link.clock, sleep=bench.link.sleep)
+    other.connect()
+    other.close()
+    assert [bench.register(i, "torque_enable") for i in range(3)] == [1, 1, 1]
+
+
 def test_a_rescue_releases_servos_that_another_process_left_on(family):
     bench = Bench(family)
     bench.robot.connect()
