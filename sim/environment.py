@@ -191,6 +191,7 @@ class BatchEnvironment:
         physics.reset(everyone)
         physics.qpos[:] = qpos
         physics.qvel[:] = qvel
+        self.task.complete_state()
         physics.forward(everyone)
         true_obs = self.true_obs
         self._last_obs = self._disturbances.restart(everyone, true_obs, self._random)

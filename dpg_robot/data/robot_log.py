@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from dpg_robot.contract import Contract
 from dpg_robot.data.log_format import SEGMENT_PATTERN, segment_name
 from dpg_robot.data.log_segment import Segment, SegmentInfo, read_segment
 from dpg_robot.data.transition import Transition
@@ -51,6 +52,15 @@ def read_records(path: LogPath, *, on_damage: OnDamage = "raise") -> Iterator[ND
     for folder in find_runs(path):
         for _, records in _read_run(folder, on_damage):
             yield records
+
+
+def read_contract(run: LogPath) -> Contract:
+    """Return the contract of the policy that ran, from a run folder. Raises LogError if no segment holds it."""
+    segments = sorted(Path(run).glob(SEGMENT_PATTERN))
+    info = next((segment.info for path in segments if (segment := read_segment(path)).info), None)
+    if info is None:
+        raise LogError(f"no segment of {run} says which robot and task it belongs to; it cannot be used")
+    return info.contract
 
 
 def read_transitions(path: LogPath, *, on_damage: OnDamage = "raise") -> Iterator[Transition]:

@@ -12,9 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from dpg_robot.contract import Contract
-from dpg_robot.data.log_format import SEGMENT_PATTERN
-from dpg_robot.data.log_segment import read_segment
-from dpg_robot.data.robot_log import LogReport, find_runs, load_transitions, require_contiguous
+from dpg_robot.data.robot_log import LogReport, read_contract, find_runs, load_transitions, read_contract, require_contiguous
 from dpg_robot.data.transition_arrays import TransitionArrays
 from dpg_robot.errors import LogError
 from dpg_robot.learning.replay import Batch
@@ -99,10 +97,7 @@ def take_in(log: str | Path, contract: Contract, reward_function: RewardFunction
 
 
 def _require_contract(run: Path, contract: Contract) -> None:
-    info = next((segment.info for path in sorted(run.glob(SEGMENT_PATTERN)) if (segment := read_segment(path)).info), None)
-    if info is None:
-        raise LogError(f"no segment of {run} says which robot and task it belongs to; the run cannot be used for learning")
-    contract.require_equal(info.contract, ours="the learner", theirs=f"the log {run}")
+    contract.require_equal(read_contract(run), ours="the learner", theirs=f"the log {run}")
 
 
 def _number_episodes(transitions: TransitionArrays) -> NDArray[np.int64]:

@@ -70,6 +70,9 @@ class Cartpole(Task):
     time_limit_s = 10.0
     control_timestep_s = 0.01
     stage = mujoco.mjtStage.mjSTAGE_NONE
+    measured_state = {
+        "cart_position": ("qpos", 0), "pole_angle": ("qpos", 1), "cart_velocity": ("qvel", 0), "pole_velocity": ("qvel", 1)
+    }  # fmt: skip
 
     def __init__(self, swing_up: bool, sparse: bool) -> None:
         self.name = f"cartpole-{'swingup' if swing_up else 'balance'}{'_sparse' if sparse else ''}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import mujoco
 import numpy as np
@@ -29,6 +29,8 @@ class Task(ABC):
         time_limit_s: length of an episode.
         control_timestep_s: time between two control steps, to which rewards refer; a whole number of physics steps.
         stage: what the physics has to compute at each new state; see :class:`sim.physics.Physics`.
+        measured_state: where measurement channels stand in MuJoCo's state, by name; empty where the state cannot be told from
+            them. Numbers of the state that no channel tells are 0.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Task(ABC):
     control_timestep_s: float
     _physics_of_its_own = False
     stage: ClassVar[mujoco.mjtStage] = mujoco.mjtStage.mjSTAGE_VEL
+    measured_state: ClassVar[dict[str, tuple[Literal["qpos", "qvel"], int]]] = {}
 
     @abstractmethod
     def load_spec(self) -> mujoco.MjSpec:
@@ -59,6 +62,9 @@ class Task(ABC):
     @abstractmethod
     def initialize(self, ids: NDArray[np.int64], random: np.random.Generator) -> None:
         """Write initial states (and targets) of environments ``ids``, which are in the model's default state."""
+
+    def complete_state(self) -> None:  # noqa: B027
+        """Write what belongs to positions and velocities that were set from outside, such as goals of servos."""
 
     @abstractmethod
     def observe(self, out: NDArray[np.float32]) -> None:
