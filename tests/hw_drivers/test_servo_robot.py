@@ -3,14 +3,16 @@
 import dataclasses
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dpg_robot.config import config_from_dict
+from dpg_robot.config import config_from_dict, load_config
 from dpg_robot.contract import CommandChannel, Contract, Feature, MeasurementChannel
 from dpg_robot.deploy.robot import DeviceFlag, JointState
 from dpg_robot.deploy.run_config import RobotConfig
+from dpg_robot.deploy.safety import Safety
 from dpg_robot.errors import ConfigError, ContractError, LinkError
 from hw_drivers.dynamixel.models import find_model
 from hw_drivers.emulators.dynamixel import DynamixelBus
@@ -23,6 +25,7 @@ from hw_drivers.joint_homing import JointHoming
 from hw_drivers.servo_config import ServoRobotConfig
 from hw_drivers.servo_robot import ServoRobot, make_servo_robot
 
+ROBOTS = Path(__file__).parents[2] / "configs" / "robots"
 JOINTS = ("shoulder", "elbow", "wrist")
 PERIOD_NS = 20_000_000
 MODELS = {"dynamixel": "XL330-M288", "feetech": "STS3215"}
@@ -434,6 +437,17 @@ BAD_DEVICES = [
 def test_descriptions_that_make_no_sense_are_refused(family, change, message):
     with pytest.raises(ConfigError, match=message):
         config_from_dict(ServoRobotConfig, describe(family, **change), source="test")
+
+
+@pytest.mark.parametrize("name", ["so101", "xl330_arm"])
+def test_the_robots_that_are_ready_can_be_made(name):
+    config = load_config(RobotConfig, ROBOTS / f"{name}.yaml")
+    features = (Feature("identity", config.measurements[0].name),)
+    contract = Contract("task", config.measurements, features, config.commands, config.rate_hz)
+    robot, homing = make_servo_robot(config, contract)
+    Safety(config.safety, contract)
+    assert robot.measurement_names == contract.measurement_names
+    assert not homing.done
 
 
 def test_servos_without_sync_read_are_refused():
