@@ -246,7 +246,8 @@ class ServoBus:
         self.counters.missed += len(missing)
         if missing:
             self._owed.append((self._clock(), length))
-        for servo in [*missing, *spoilt]:
+        # who was missing first may keep the others from answering, so it is pinged last
+        for servo in [*spoilt, *missing[1:], *missing[:1]]:
             answers.pop(servo, None)
             if servo in self._ids:
                 self._suspects[servo] = None
