@@ -217,6 +217,11 @@ def _describe(summary: dict[str, Any]) -> list[str]:
         f"{loop['rate_hz']:.2f} Hz over {loop['ticks']} ticks, {loop['missed_periods']} periods missed; woken up late by "
         f"{wakeup['p50']:.0f} us (p50), {wakeup['p99']:.0f} us (p99), {wakeup['max']:.0f} us (max)"
     )
+    periodicity = loop["periodicity"]
+    lines.append(
+        f"periodicity {periodicity['level']}: mean rate {periodicity['mean_error_hz']:.2f} Hz off, "
+        f"standard deviation {periodicity['std_hz']:.2f} Hz"
+    )
     return lines
 
 

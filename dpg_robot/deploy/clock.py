@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import gc
+import math
 import os
 import resource
 import time
@@ -159,8 +160,8 @@ def _lock_memory() -> None:
 class DurationHistogram:
     """Counts of durations, in a fixed amount of memory however long a run lasts.
 
-    Bins grow with the value: 128 to each power of two, so a percentile is at most 1/128 above the exact one. Smallest, largest
-    and mean are exact. Negative values count as 0.
+    Bins grow with the value: 128 to each power of two, so a percentile is at most 1/128 above the exact one. Smallest, largest,
+    mean and standard deviation are exact. Negative values count as 0.
     """
 
     _SUB_BITS = 7
@@ -169,6 +170,7 @@ class DurationHistogram:
         self._counts = [0] * (64 << self._SUB_BITS)
         self.count = 0
         self._sum_ns = 0
+        self._sum_of_squares = 0
         self._min_ns = 0
         self._max_ns = 0
 
@@ -179,12 +181,21 @@ class DurationHistogram:
         self._min_ns = value if self.count == 0 or value < self._min_ns else self._min_ns
         self._max_ns = value if value > self._max_ns else self._max_ns
         self._sum_ns += value
+        self._sum_of_squares += value * value
         self.count += 1
 
     @property
     def mean_ns(self) -> float:
         """Mean of all durations, 0 when there are none."""
         return self._sum_ns / self.count if self.count else 0.0
+
+    @property
+    def std_ns(self) -> float:
+        """Standard deviation of all durations, 0 when there are none."""
+        if not self.count:
+            return 0.0
+        # in whole numbers, where the difference of the two large terms is exact
+        return math.sqrt(self._sum_of_squares * self.count - self._sum_ns * self._sum_ns) / self.count
 
     def percentile_ns(self, percent: float) -> int:
         """Return a value that ``percent`` of the durations do not exceed; 0 when nothing was counted."""

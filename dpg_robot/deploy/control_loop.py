@@ -81,7 +81,7 @@ class ControlLoop:
             settings: the run.
             parent_pid: process without which the robot must not move; None: there is no such process.
         """
-        self.report = LoopReport()
+        self.report = LoopReport(wanted_rate_hz=session.contract.rate_hz)
         self._robot, self._homing, self._session, self._safety = robot, homing, session, safety
         self._ring, self._block, self._settings, self._parent_pid = ring, block, settings, parent_pid
         self._ring_limit = max(1, int(_RING_FILL_LIMIT * ring.capacity))

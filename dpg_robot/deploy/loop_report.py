@@ -9,6 +9,7 @@ from dpg_robot.data.transition import EpisodeEnd
 from dpg_robot.deploy.clock import DurationHistogram, Grant
 from dpg_robot.deploy.safety import SafetyFlag
 
+_WARNING_HZ, _ERROR_HZ = 5.0, 10.0
 _FLAGS = [(flag.value, (flag.name or "").lower()) for flag in SafetyFlag]
 
 
@@ -41,11 +42,36 @@ class EpisodeReport:
         return {**vars(self), "homing_s": round(self.homing_s, 3), "end": self.end.name.lower()}
 
 
+@dataclass(frozen=True)
+class Periodicity:
+    """How regular a loop was, judged by the default thresholds of ros2_control's controller manager.
+
+    Attributes:
+        mean_error_hz: distance of the mean rate from the wanted one, Hz.
+        std_hz: standard deviation of the rate, Hz.
+        level: ``ok``, ``warning`` (5 Hz of either), or ``error`` (10 Hz).
+    """
+
+    mean_error_hz: float
+    std_hz: float
+    level: str
+
+    @classmethod
+    def judge(cls, period: DurationHistogram, rate_hz: float) -> Periodicity:
+        """Judge measured periods by the rate that was wanted."""
+        mean_error_hz = abs(1e9 / period.mean_ns - rate_hz) if period.count else 0.0
+        std_hz = rate_hz * period.std_ns / period.mean_ns if period.count else 0.0
+        worst = max(mean_error_hz, std_hz)
+        level = "error" if worst > _ERROR_HZ else "warning" if worst > _WARNING_HZ else "ok"
+        return cls(round(mean_error_hz, 3), round(std_hz, 3), level)
+
+
 @dataclass
 class LoopReport:
     """The whole of a control loop's life.
 
     Attributes:
+        wanted_rate_hz: ticks per second that were wanted.
         reason: why it ended, one line.
         fault: whether it ended by something that should not have happened.
         ticks: periods in which the loop ran.
@@ -60,6 +86,7 @@ class LoopReport:
         error: an exception that nobody expected, for its traceback.
     """
 
+    wanted_rate_hz: float = 0.0
     reason: str = "did not start"
     fault: bool = True
     ticks: int = 0
@@ -82,6 +109,7 @@ class LoopReport:
             "missed_periods": self.missed,
             "late_commands": self.late,
             "rate_hz": round(1e9 / self.period.mean_ns, 3) if self.period.count else 0.0,
+            "periodicity": vars(Periodicity.judge(self.period, self.wanted_rate_hz)),
             "wakeup_latency_us": self.wakeup.summary_us(),
             "period_us": self.period.summary_us(),
             "compute_us": self.compute.summary_us(),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpg_robot.deploy.clock import AbsoluteClock, DurationHistogram
+from dpg_robot.deploy.clock import AbsoluteClock, DurationHistogram, request_real_time
 from dpg_robot.deploy.policy_session import PolicySession
 from dpg_robot.deploy.robot import JointState, Robot
 from dpg_robot.deploy.run_config import RobotConfig
@@ -60,6 +62,8 @@ def check_robot(config: RobotConfig, policy: Path) -> list[CheckResult]:
         results.append(CheckResult(name, True, safety.describe(state.values)))
         name = "rate"
         results.append(_check_rate(robot, session, safety, state))
+        name = "real time"
+        results.append(_check_real_time(config.real_time_priority))
     except DpgError as error:
         results.append(CheckResult(name, False, str(error)))
     finally:
@@ -72,7 +76,15 @@ def _describe_device(robot: Robot, config: RobotConfig) -> str:
     identity = getattr(robot, "identity", None)
     name = getattr(identity, "name", config.name)
     firmware = getattr(identity, "firmware", None)
-    return f"{name} on {config.port}" + (f", firmware {firmware}" if firmware else "")
+    latency = (
+        ""
+        if getattr(robot, "low_latency", True)
+        else (
+            "; the port's driver has no low-latency mode, so a USB adapter may hold answers back (FTDI: up to 16 ms, "
+            "/sys/bus/usb-serial/devices/*/latency_timer)"
+        )
+    )
+    return f"{name} on {getattr(robot, 'port', config.port)}" + (f", firmware {firmware}" if firmware else "") + latency
 
 
 def _first_reading(robot: Robot, safety: Safety, num_measurements: int) -> JointState:
@@ -108,6 +120,20 @@ def _check_rate(robot: Robot, session: PolicySession, safety: Safety, state: Joi
         f"{clock.missed} periods missed, {stale} readings stale"
     )
     return CheckResult("rate", max(late, clock.missed, stale) <= _ALLOWED_LATE_SHARE * ticks, detail)
+
+
+def _check_real_time(priority: int) -> CheckResult:
+    """See in a process of its own what the system grants; less than all of it is no failure, but it is said."""
+    if priority == 0:
+        return CheckResult("real time", True, "not asked for (real_time_priority is 0)")
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        grants = pool.submit(request_real_time, priority).result()
+    remedy = (
+        ""
+        if all(grant.granted for grant in grants)
+        else ("; for both, give the user 'rtprio' and 'memlock' in /etc/security/limits.conf, or run as root")
+    )
+    return CheckResult("real time", True, "; ".join(map(str, grants)) + remedy)
 
 
 def _heed(verdict: tuple[int, Stop | None]) -> None:

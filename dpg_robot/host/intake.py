@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from dpg_robot.contract import Contract
-from dpg_robot.data.robot_log import LogReport, read_contract, find_runs, load_transitions, read_contract, require_contiguous
+from dpg_robot.data.robot_log import LogReport, find_runs, load_transitions, read_contract, require_contiguous
 from dpg_robot.data.transition_arrays import TransitionArrays
 from dpg_robot.errors import LogError
 from dpg_robot.learning.replay import Batch

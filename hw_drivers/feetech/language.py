@@ -25,7 +25,7 @@ class FeetechLanguage:
 
     def __init__(self, return_delay: int = 250, *, echo: bool = False) -> None:
         self.return_delay_ns = return_delay * _RETURN_DELAY_UNIT_NS
-        self._decoder = StatusDecoder(echo=echo)
+        self._decoder = StatusDecoder(echo=echo, repeats=True)  # the bus tells which of two answers it believes: none
 
     @property
     def crc_errors(self) -> int:

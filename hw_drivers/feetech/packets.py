@@ -460,13 +460,17 @@ class StatusDecoder(_Decoder[Status]):
     Call :meth:`expect` before each instruction is sent, and throw away what the port received before. Each awaited ID answers at
     most once, in the order asked; an ID that stays silent is passed over when a later one answers.
 
+    Args:
+        echo: whether the adapter receives what it sends.
+        repeats: whether awaited IDs may answer again and in any order, for those who want to know that somebody did.
+
     Attributes:
         awaited_ids: IDs whose answers are still to come, in order.
     """
 
-    def __init__(self, *, echo: bool = False) -> None:
-        """Create a decoder that waits for nothing yet; ``echo`` says that the adapter receives what it sends."""
+    def __init__(self, *, echo: bool = False, repeats: bool = False) -> None:
         super().__init__()
+        self._repeats = repeats
         self.awaited_ids: tuple[int, ...] = ()
         self._echo = echo
         self._echo_awaited = b""
@@ -486,7 +490,7 @@ class StatusDecoder(_Decoder[Status]):
         return super().feed(self._without_echo(data) if self._echo_awaited else data)
 
     def _without_echo(self, data: bytes) -> bytes:
-        """Take the echo away. A damaged one is searched like other garbage, from its first byte on, in whatever pieces it came."""
+        """Take the echo away; a damaged one is searched like other garbage, from its first byte on, however it was cut."""
         received, echo = self._echo_begun + data, self._echo_awaited
         if len(received) < len(echo) and echo.startswith(received):
             self._echo_begun = received
@@ -500,5 +504,6 @@ class StatusDecoder(_Decoder[Status]):
     def _packet(self, servo_id: int, code: int, parameters: bytes) -> Status | None:
         if code > _MAX_ERROR:
             return None
-        self.awaited_ids = self.awaited_ids[self.awaited_ids.index(servo_id) + 1 :]
+        if not self._repeats:
+            self.awaited_ids = self.awaited_ids[self.awaited_ids.index(servo_id) + 1 :]
         return Status(servo_id, ErrorFlag(code), parameters)

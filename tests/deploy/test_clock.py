@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpg_robot.deploy.clock import AbsoluteClock, DurationHistogram, make_sleep_until, request_real_time
+from dpg_robot.deploy.loop_report import Periodicity
 
 PERIOD_NS = 5_000_000
 
@@ -85,6 +86,27 @@ def test_percentiles_are_at_most_a_128th_above_the_exact_ones(values, percent):
     assert exact <= histogram.percentile_ns(percent) <= exact * (1 + 1 / 128)
     assert histogram.summary_us()["max"] == round(max(values) * 1e-3, 3)
     assert histogram.mean_ns == pytest.approx(np.mean(values))
+    assert histogram.std_ns == pytest.approx(np.std(values), abs=1.0, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("periods_ms", "level", "mean_error_hz", "std_hz"),
+    [
+        ([10.0] * 100, "ok", 0.0, 0.0),
+        ([10.4] * 100, "ok", 3.85, 0.0),
+        ([10.6] * 100, "warning", 5.66, 0.0),
+        ([9.2, 10.8] * 50, "warning", 0.0, 8.0),
+        ([5.0, 15.0] * 50, "error", 0.0, 50.0),
+        ([20.0] * 100, "error", 50.0, 0.0),
+    ],
+)
+def test_a_loop_is_judged_by_how_far_its_rate_is_off_and_how_much_it_varies(periods_ms, level, mean_error_hz, std_hz):
+    histogram = DurationHistogram()
+    for period_ms in periods_ms:
+        histogram.add(round(period_ms * 1e6))
+    periodicity = Periodicity.judge(histogram, 100.0)
+    assert periodicity.level == level
+    assert (periodicity.mean_error_hz, periodicity.std_hz) == pytest.approx((mean_error_hz, std_hz), abs=0.01)
 
 
 def test_a_histogram_without_values_is_all_zero():

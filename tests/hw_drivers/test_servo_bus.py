@@ -294,3 +294,20 @@ def test_a_suspect_is_cleared_by_the_answer_to_a_ping_alone():
     assert (bus.counters.barriers, bus.counters.silent_barriers, bus.counters.unasked) == (1, 1, 2)
     assert set(bus.read(PRESENT.address, 4, 2 * 10**9)) == {1}
     assert bus.counters.unasked == 3
+
+
+def test_a_second_answer_under_the_same_id_spoils_the_first_of_feetech_too():
+    bus, link, joints, servos = make_feetech(ServoFaults())
+    assert tick(bus, link, joints, 1) == dict.fromkeys(IDS, 1)
+    original = link.wire.send
+
+    def send(data, now_ns):  # another servo answers under the ID of servo 2, before it
+        original(data, now_ns)
+        for answer in servos.receive(data, now_ns):
+            if answer.data[2] == 2:
+                link.received += answer.data
+
+    link.wire.send = send
+    read = tick(bus, link, joints, 2)
+    assert 2 not in read
+    assert 2 in bus.suspects

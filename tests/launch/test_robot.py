@@ -314,7 +314,8 @@ def test_check_finds_a_robot_in_order_without_enabling_it(policy, virtual_robot,
     )
     output, _ = process.communicate(timeout=DEADLINE_S)
     checks = json.loads((tmp_path / "c.json").read_text())["checks"]
-    assert [check["name"] for check in checks] == ["policy", "connection", "sensors", "rate"]
+    assert [check["name"] for check in checks] == ["policy", "connection", "sensors", "rate", "real time"]
     assert all(check["passed"] for check in checks[:3]), output
     assert "cartpole-mcu" in output
+    assert "SCHED_FIFO 80" in checks[4]["detail"]
     assert (virtual_robot.forces(begin_ns, time.monotonic_ns())[:, 1] == 0).all()
