@@ -9,7 +9,7 @@ An answer of a servo does not say which request it answers. What protects from s
   that neither a copy nor an answer that was overtaken fits a later request.
 
 A suspect servo costs at most one bounded wait per read; the others stay valid. Servos of one read that come after a silent one
-may be kept from answering by it, so they are suspects too, and come back with the next read.
+may be kept from answering by it, so they are suspects too; they are asked again without it in the same call, if there is time.
 """
 
 from __future__ import annotations
@@ -101,6 +101,7 @@ class BusCounters:
     Attributes:
         missed: answers that did not come in time.
         unasked: answers that nobody had asked for: late, copied, or from another servo; they were dropped.
+        retries: reads of servos that another, silent one may have kept from answering, in the same call.
         barriers: pings that told a suspect servo's late answers from new ones.
         silent_barriers: those that were not answered in time.
         alarms: answers with an error set.
@@ -108,6 +109,7 @@ class BusCounters:
 
     missed: int = 0
     unasked: int = 0
+    retries: int = 0
     barriers: int = 0
     silent_barriers: int = 0
     alarms: int = 0
@@ -173,14 +175,13 @@ class ServoBus:
         Raises:
             LinkError: the link is gone.
         """
-        self._clear_one_suspect(deadline_ns)
-        asked = [servo for servo in (self._ids if ids is None else ids) if servo not in self._suspects]
-        longer = self._free_length(length, spare)
-        if not asked or longer is None:
-            return {}
-        self._lengths.append(longer)
-        request = self._language.read(address, longer, asked)
-        answers = self._exchange(request, asked, longer, deadline_ns)
+        wanted = list(self._ids if ids is None else ids)
+        asked, answers = self._read_once(address, length, wanted, deadline_ns, spare, leave=None)
+        missing = [servo for servo in asked if servo not in answers]
+        if len(missing) > 1 and self._clock() < deadline_ns:
+            # the first that was missing may have kept the others from answering; they are asked again without it
+            self.counters.retries += 1
+            answers |= self._read_once(address, length, missing[1:], deadline_ns, spare, leave=missing[0])[1]
         return {servo: answer.data[:length] for servo, answer in answers.items()}
 
     def write(self, address: int, data: dict[int, bytes], deadline_ns: int) -> None:
@@ -193,6 +194,18 @@ class ServoBus:
         if data:
             self._link.write(self._language.write(address, data), deadline_ns)
 
+    def _read_once(
+        self, address: int, length: int, ids: Sequence[int], deadline_ns: int, spare: int, *, leave: int | None
+    ) -> tuple[list[int], dict[int, BusAnswer]]:
+        """Clear suspects, all but ``leave``, and read those that are none then; returns whom it asked, and their answers."""
+        self._clear_suspects(deadline_ns, leave)
+        asked = [servo for servo in ids if servo not in self._suspects]
+        longer = self._free_length(length, spare)
+        if not asked or longer is None:
+            return [], {}
+        self._lengths.append(longer)
+        return asked, self._exchange(self._language.read(address, longer, asked), asked, longer, deadline_ns)
+
     def _free_length(self, length: int, spare: int) -> int | None:
         """Return a length from ``length`` on that no answer under way can have; None if there is none that is short enough."""
         now_ns = self._clock()
@@ -200,10 +213,11 @@ class ServoBus:
         taken = {*self._lengths, self._language.ping_bytes, *(owed for _, owed in self._owed)}
         return next((count for count in range(length, length + spare + 1) if count not in taken), None)
 
-    def _clear_one_suspect(self, deadline_ns: int) -> None:
-        """Ping suspects until one keeps silent; what they sent late comes before their answers."""
-        while self._suspects and self._clock() < deadline_ns:
-            servo = next(iter(self._suspects))
+    def _clear_suspects(self, deadline_ns: int, leave: int | None) -> None:
+        """Ping suspects, all but ``leave``, until one keeps silent; what they sent late comes before their answers."""
+        for servo in [servo for servo in self._suspects if servo != leave]:
+            if self._clock() >= deadline_ns:
+                return
             self._language.reset()
             self.counters.barriers += 1
             if not self._pinged(servo, deadline_ns):

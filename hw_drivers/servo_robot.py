@@ -38,7 +38,7 @@ from hw_drivers.servo_config import (
     resolve_command,
     resolve_measurement,
 )
-from hw_drivers.servo_family import ServoModel, ServoReading
+from hw_drivers.servo_family import ServoModel, ServoReading, ServoSettings
 from hw_drivers.servo_registers import ServoRegisters
 
 _WRITE_TIMEOUT_S = 0.01
@@ -86,6 +86,7 @@ class ServoCounters:
     Attributes:
         missed: answers that did not come in time.
         unasked: answers that nobody had asked for: late, copied, or from another servo; they were dropped.
+        retries: reads that were repeated without a silent servo.
         crc_errors: answers dropped because of their check sum.
         barriers: pings that told a suspect servo's late answers from new ones.
         silent_barriers: those that were not answered in time.
@@ -95,6 +96,7 @@ class ServoCounters:
 
     missed: int = 0
     unasked: int = 0
+    retries: int = 0
     crc_errors: int = 0
     barriers: int = 0
     silent_barriers: int = 0
@@ -109,6 +111,7 @@ class _Servo:
     name: str
     config: ServoConfig
     model: ServoModel
+    settings: ServoSettings
     min_voltage: float
     reading: ServoReading | None = None
     read_ns: int = 0
@@ -160,7 +163,7 @@ class ServoRobot:
         self.measurement_names, self.command_names = contract.measurement_names, contract.command_names
         self._family = config.find_family()
         self._servos = {
-            name: _Servo(name, servo, model, servo.min_voltage or _WEAK_SUPPLY * model.voltage)
+            name: _Servo(name, servo, model, servo.settings(), servo.min_voltage or _WEAK_SUPPLY * model.voltage)
             for (name, servo), model in zip(config.servos.items(), config.models().values(), strict=True)
         }
         self._by_id = {servo.config.id: servo for servo in self._servos.values()}
@@ -194,7 +197,14 @@ class ServoRobot:
             return ServoCounters()
         bus = self._bus.counters
         return ServoCounters(
-            bus.missed, bus.unasked, self._language.crc_errors, bus.barriers, bus.silent_barriers, bus.alarms, self._implausible
+            missed=bus.missed,
+            unasked=bus.unasked,
+            retries=bus.retries,
+            crc_errors=self._language.crc_errors,
+            barriers=bus.barriers,
+            silent_barriers=bus.silent_barriers,
+            alarms=bus.alarms,
+            implausible=self._implausible,
         )
 
     @property
@@ -389,9 +399,9 @@ class ServoRobot:
 
     def _write_settings(self) -> None:
         """Write what differs from the settings; what outlasts the power needs the torque off, so the joint may give way."""
-        lasting = {s.config.id: self._family.lasting_settings(s.model, s.config.settings()) for s in self._servos.values()}
+        lasting = {s.config.id: self._family.lasting_settings(s.model, s.settings) for s in self._servos.values()}
         self._registers.write_lasting(lasting)
-        settings = {s.config.id: self._family.settings(s.model, s.config.settings()) for s in self._servos.values()}
+        settings = {s.config.id: self._family.settings(s.model, s.settings) for s in self._servos.values()}
         for name in dict.fromkeys(name for values in settings.values() for name in values):
             self._registers.write({servo_id: values[name] for servo_id, values in settings.items() if name in values}, name)
 
@@ -411,7 +421,7 @@ class ServoRobot:
 
     def _present_goal(self, servo: _Servo) -> int:
         """Return the goal at which a servo stays where it is: its position, or the nearest that its limits allow."""
-        settings, goal = servo.config.settings(), servo.model.register("goal_position")
+        settings, goal = servo.settings, servo.model.register("goal_position")
         position = self._registers.read_one(servo.config.id, "present_position")
         return min(max(position, goal.to_raw(settings.low)), goal.to_raw(settings.high))
 
@@ -439,7 +449,7 @@ class ServoRobot:
             self._health_ns = 0
 
     def _is_plausible(self, servo: _Servo, reading: ServoReading, asked_ns: int) -> bool:
-        limits = servo.config.settings()
+        limits = servo.settings
         fastest = _IMPOSSIBLE_SPEED * servo.model.max_velocity
         within = limits.low - math.tau <= reading.position <= limits.high + math.tau
         voltage, temperature = reading.voltage, reading.temperature
