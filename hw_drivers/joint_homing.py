@@ -31,6 +31,7 @@ class JointHomingParameters:
         settle_s: time after the goals arrived in which the joints have to follow; what is left then is the servos' play and
             the weight that they carry, and homing ends if it is within ``droop``, s.
         droop: that distance, rad.
+        correction: speed per distance from where a joint should be, for joints that take speeds, 1/s.
     """
 
     speed: float = 0.8
@@ -38,12 +39,14 @@ class JointHomingParameters:
     rest_s: float = 0.2
     settle_s: float = 1.0
     droop: float = 0.15
+    correction: float = 2.0
 
 
 class JointHoming:
-    """Moves the goals of all joints to a pose on a straight line, the joint with the longest way at ``speed``.
+    """Moves all joints to a pose on a straight line, the joint with the longest way at ``speed``.
 
-    Goals start where the joints are, and ease in and out (minimum jerk). The same serves for parking.
+    Goals start where the joints are, and ease in and out (minimum jerk). Joints that take speeds get those that follow such
+    goals. The same serves for parking.
 
     Attributes:
         done: whether all joints have been there for a while.
@@ -54,6 +57,7 @@ class JointHoming:
         position_indices: Sequence[int],
         home: Sequence[float],
         park: Sequence[float | None],
+        max_speeds: Sequence[float | None],
         parameters: JointHomingParameters | None = None,
         robot: ServoRobot | None = None,
     ) -> None:
@@ -63,12 +67,15 @@ class JointHoming:
             position_indices: (C,) index of each joint's position in the measurements.
             home: (C,) angles, rad.
             park: (C,) angles before the torque is taken away, rad; None where the joint stays.
+            max_speeds: (C,) largest speed of joints that take speeds, rad/s; None for those that take angles.
             parameters: how to go there.
             robot: whose goals change with each homing.
         """
         self.done = False
         self._indices = list(position_indices)
         self._home, self._park = np.array(home, dtype=np.float64), list(park)
+        self._takes_speed = np.array([speed is not None for speed in max_speeds])
+        self._max_speeds = np.array([math.inf if speed is None else speed for speed in max_speeds])
         self._parameters = parameters or JointHomingParameters()
         self._robot = robot
         self._begin: NDArray[np.float64] | None = None
@@ -88,7 +95,8 @@ class JointHoming:
         for name in config.homing:
             if name not in known:
                 raise unknown_name("homing parameter", name, known)
-        joints = [resolve_command(name, servos) for name in contract.command_names]
+        commands = [resolve_command(name, servos) for name in contract.command_names]
+        joints = [command.joint for command in commands]
         indices = []
         for joint in joints:
             channel = f"{joint}_position"
@@ -97,7 +105,11 @@ class JointHoming:
             indices.append(contract.measurement_names.index(channel))
         home = [servos.servos[joint].home for joint in joints]
         park = [servos.servos[joint].park for joint in joints]
-        return cls(indices, home, park, JointHomingParameters(**config.homing), robot)
+        speeds = [
+            min(-channel.low, channel.high) if command.quantity == "speed" else None
+            for channel, command in zip(contract.commands, commands, strict=True)
+        ]
+        return cls(indices, home, park, speeds, JointHomingParameters(**config.homing), robot)
 
     @property
     def parks(self) -> bool:
@@ -115,7 +127,7 @@ class JointHoming:
         self._go_to(np.array([math.nan if angle is None else angle for angle in self._park]))
 
     def command(self, measurement: NDArray[np.float64], time_s: float) -> NDArray[np.float64]:
-        """Return the goals (C,), rad, for measured positions among the measurement (M,)."""
+        """Return the commands (C,), rad or rad/s, for measured positions among the measurement (M,)."""
         positions = measurement[self._indices]
         if self._begin is None:
             self._begin = positions.copy()
@@ -125,7 +137,11 @@ class JointHoming:
         share = min(time_s / self._duration_s, 1.0)
         eased = share**3 * (10.0 - 15.0 * share + 6.0 * share**2)
         self._watch(float(np.abs(self._goal - positions).max()), time_s)
-        return self._begin + (self._goal - self._begin) * eased
+        way = self._goal - self._begin
+        desired = self._begin + way * eased
+        easing = 30.0 * share**2 * (1.0 - share) ** 2 / self._duration_s
+        speed = way * easing + self._parameters.correction * (desired - positions)
+        return np.where(self._takes_speed, np.clip(speed, -self._max_speeds, self._max_speeds), desired)
 
     def _go_to(self, goal: NDArray[np.float64]) -> None:
         self.done = False

@@ -26,6 +26,10 @@ class ServoConfig:
     max_torque: float = setting(1.0, "largest torque", unit="share of the servo's own")
     max_temperature: float = setting(65.0, "above it the robot is stopped", unit="deg C")
     min_voltage: float = setting(0.0, "supply below which the robot is stopped; 0: three quarters of the model's", unit="V")
+    max_lead: float = setting(0.35, "largest distance of a moving goal from the joint", unit="rad")
+    stuck_s: float = setting(
+        1.0, "time without movement, with the goal that far away, after which the robot is stopped", unit="s"
+    )
     p_gain: int | None = setting(None, "gain of the servo's own position control, raw; null leaves it as it is")
     i_gain: int | None = setting(None, "likewise")
     d_gain: int | None = setting(None, "likewise")
@@ -34,7 +38,11 @@ class ServoConfig:
     hold: float | None = setting(None, "angle to be held by a joint that no policy commands", unit="rad")
 
     def __post_init__(self) -> None:
-        _require_finite(self, "low", "high", "gear", "zero", "max_velocity", "max_acceleration", "max_torque")
+        _require_finite(
+            self, "low", "high", "gear", "zero", "max_velocity", "max_acceleration", "max_torque", "max_lead", "stuck_s"
+        )
+        if not (self.max_lead > 0 and self.stuck_s > 0):
+            raise ConfigError(f"max_lead and stuck_s must be positive, got {self.max_lead} rad and {self.stuck_s} s")
         if not self.low < self.high:
             raise ConfigError(f"limits must be ordered low < high, got {self.low} and {self.high} rad")
         if self.gear == 0:
@@ -136,11 +144,11 @@ class ServoRobotConfig:
 
 @dataclass(frozen=True)
 class Channel:
-    """Where a measurement comes from.
+    """Where a measurement comes from, or a command goes to.
 
     Attributes:
-        joint: name of the joint; empty for a goal.
-        quantity: what of it, or the goal's name.
+        joint: name of the joint; empty for a measurement that the task gives.
+        quantity: what of it, or the name of what the task gives.
     """
 
     joint: str
@@ -149,7 +157,8 @@ class Channel:
 
 QUANTITIES = {"position": "rad", "velocity": "rad/s", "current": "A", "load": "1", "voltage": "V", "temperature": "deg C"}
 """What a servo measures, and its unit; channels are called ``<joint>_<quantity>``."""
-COMMAND_SUFFIX = "_goal"
+COMMANDS = {"goal": "rad", "speed": "rad/s"}
+"""What a joint can be told, and its unit; channels are called ``<joint>_<command>``."""
 
 
 def resolve_measurement(name: str, config: ServoRobotConfig) -> Channel:
@@ -165,15 +174,17 @@ def resolve_measurement(name: str, config: ServoRobotConfig) -> Channel:
     )
 
 
-def resolve_command(name: str, config: ServoRobotConfig) -> str:
-    """Return the joint that a command channel moves. Raises ContractError if there is none, or it is held."""
-    joint = name.removesuffix(COMMAND_SUFFIX)
-    if joint == name or joint not in config.servos:
-        goals = ", ".join(other + COMMAND_SUFFIX for other in config.servos)
-        raise ContractError(f"no command {name!r} on this robot; it has {goals}")
+def resolve_command(name: str, config: ServoRobotConfig) -> Channel:
+    """Return the joint that a command channel moves, and how. Raises ContractError if there is none, or it is held."""
+    joint, _, command = name.rpartition("_")
+    if joint not in config.servos or command not in COMMANDS:
+        raise ContractError(
+            f"no command {name!r} on this robot; it has <joint>_<command> with the joints {', '.join(config.servos)} and the "
+            f"commands {', '.join(COMMANDS)}"
+        )
     if config.servos[joint].hold is not None:
         raise ContractError(f"command {name!r}: joint {joint} is held at {config.servos[joint].hold} rad; remove its 'hold'")
-    return joint
+    return Channel(joint, command)
 
 
 def _check_servo(name: str, servo: ServoConfig, family: ServoFamily) -> None:

@@ -181,6 +181,10 @@ class ServoFamily(Protocol):
         """Return the register and number that start the watchdog (0 s: stop it); None if there is none."""
         ...
 
+    def motion(self, model: ServoModel, position: int, velocity: float) -> tuple[int, bytes]:
+        """Return address and bytes that send a servo to a raw position, at most at ``velocity`` (rad/s, positive)."""
+        ...
+
     def centering(self, model: ServoModel, position: int, offset: int) -> int | None:
         """Return the homing offset with which a raw position, read with ``offset``, becomes the middle.
 

@@ -32,6 +32,7 @@ from hw_drivers.serial_link import SerialLink
 from hw_drivers.serial_ports import find_port
 from hw_drivers.servo_bus import BusLink, ServoBus
 from hw_drivers.servo_config import (
+    COMMANDS,
     QUANTITIES,
     ServoConfig,
     ServoRobotConfig,
@@ -50,6 +51,9 @@ _IMPOSSIBLE_SPEED = 2.0  # times the model's largest
 _JUMP_RAD = 0.1
 _HIGHEST_VOLTAGE, _HIGHEST_TEMPERATURE = 30.0, 125.0
 _WEAK_SUPPLY = 0.75
+_SLOWEST_RAD_PER_S = 0.3  # at which a goal that stands still is approached, so that a joint that sags is lifted
+_FOLLOWED = 0.9  # share of the lead at which a joint does not follow
+_STANDSTILL_RAD = 0.01
 
 _log = logging.getLogger(__name__)
 
@@ -113,6 +117,9 @@ class _Servo:
     model: ServoModel
     settings: ServoSettings
     min_voltage: float
+    goal: float = 0.0  # of the joint, where speeds are commanded, rad
+    stuck_at: float = math.nan  # where the joint stood when it stopped to follow, rad
+    stuck_since_ns: int = 0
     reading: ServoReading | None = None
     read_ns: int = 0
     torque_on: bool | None = None
@@ -125,7 +132,8 @@ class ServoRobot:
     """Servos on one serial bus, each of which moves a joint to goal positions.
 
     Measurements are ``<joint>_<quantity>`` (see :data:`~hw_drivers.servo_config.QUANTITIES`) and the goals that the task gives;
-    commands are ``<joint>_goal``, rad. Joints with ``hold`` are kept where that says.
+    commands are ``<joint>_goal``, rad, or ``<joint>_speed``, rad/s, at which the joint's goal moves for one period. Joints with
+    ``hold`` are kept where that says.
 
     Attributes:
         config: the servos.
@@ -170,7 +178,10 @@ class ServoRobot:
         self._check_baud_rate(baud_rate)
         self._sources = [resolve_measurement(name, config) for name in contract.measurement_names]
         self._check_units(contract)
-        self._commanded = [self._servos[resolve_command(name, config)] for name in contract.command_names]
+        commands = [resolve_command(name, config) for name in contract.command_names]
+        self._commanded = [self._servos[command.joint] for command in commands]
+        self._is_speed = [command.quantity == "speed" for command in commands]
+        self._period_s = 1.0 / contract.rate_hz
         self._low, self._high = contract.command_low, contract.command_high
         self._check_limits(contract)
         self._held = [servo for servo in self._servos.values() if servo.config.hold is not None]
@@ -250,6 +261,9 @@ class ServoRobot:
         self._torque_written = _FIRST_TORQUE
         self._write_torque_limit()
         goals = {servo.config.id: self._present_goal(servo) for servo in self._servos.values()}
+        for servo in self._servos.values():
+            servo.goal = servo.config.to_joint(servo.model.register("goal_position").to_si(goals[servo.config.id]))
+            servo.stuck_at, servo.stuck_since_ns = math.nan, 0
         registers.write(goals, "goal_position")
         registers.write(dict.fromkeys(self._by_id, 1), "torque_enable")
         registers.write_all(self._family.watchdog(self.config.watchdog_s))
@@ -289,13 +303,12 @@ class ServoRobot:
                 f"commands {', '.join(self.command_names)} must be within {self._low.tolist()} to {self._high.tolist()}, "
                 f"got {command.tolist()}"
             )
-        data = {}
-        for servo, angle in zip(self._commanded, command.tolist(), strict=True):
-            data[servo.config.id] = self._goal_bytes(servo, angle)
+        address, data = 0, {}
+        for servo, value, is_speed in zip(self._commanded, command.tolist(), self._is_speed, strict=True):
+            address, data[servo.config.id] = self._move(servo, value) if is_speed else self._go(servo, value)
         for servo in self._held:
             assert servo.config.hold is not None
-            data[servo.config.id] = self._goal_bytes(servo, servo.config.hold)
-        address = next(iter(self._servos.values())).model.register("goal_position").address
+            address, data[servo.config.id] = self._go(servo, servo.config.hold)
         self._open_bus().write(address, data, self._clock() + round(_WRITE_TIMEOUT_S * 1e9))
         self._continue_soft_start()
 
@@ -358,12 +371,19 @@ class ServoRobot:
             if source.joint and channel.unit != QUANTITIES[source.quantity]:
                 raise ContractError(f"{channel.name} is measured in {QUANTITIES[source.quantity]}, got the unit {channel.unit!r}")
         for command in contract.commands:
-            if command.unit != "rad":
-                raise ContractError(f"{command.name} is a goal in rad, got the unit {command.unit!r}")
+            unit = COMMANDS[resolve_command(command.name, self.config).quantity]
+            if command.unit != unit:
+                raise ContractError(f"{command.name} is in {unit}, got the unit {command.unit!r}")
 
     def _check_limits(self, contract: Contract) -> None:
-        for command, servo in zip(contract.commands, self._commanded, strict=True):
-            if command.low < servo.config.low - 1e-9 or command.high > servo.config.high + 1e-9:
+        for command, servo, is_speed in zip(contract.commands, self._commanded, self._is_speed, strict=True):
+            if is_speed:
+                if max(-command.low, command.high) > servo.config.max_velocity + 1e-9:
+                    raise ContractError(
+                        f"{command.name} ranges from {command.low:g} to {command.high:g} rad/s, but joint {servo.name} may move "
+                        f"at {servo.config.max_velocity:g} rad/s at most"
+                    )
+            elif command.low < servo.config.low - 1e-9 or command.high > servo.config.high + 1e-9:
                 raise ContractError(
                     f"{command.name} ranges from {command.low:g} to {command.high:g} rad, but joint {servo.name} may go from "
                     f"{servo.config.low:g} to {servo.config.high:g} rad only"
@@ -425,9 +445,23 @@ class ServoRobot:
         position = self._registers.read_one(servo.config.id, "present_position")
         return min(max(position, goal.to_raw(settings.low)), goal.to_raw(settings.high))
 
-    def _goal_bytes(self, servo: _Servo, angle: float) -> bytes:
-        register = servo.model.register("goal_position")
-        return register.encode(register.to_raw(servo.config.to_servo(angle)))
+    def _go(self, servo: _Servo, angle: float) -> tuple[int, bytes]:
+        """Return what sends a joint to an angle, rad."""
+        return self._motion(servo, angle, servo.config.max_velocity)
+
+    def _move(self, servo: _Servo, speed: float) -> tuple[int, bytes]:
+        """Return what moves a joint's goal on at a speed, rad/s, for the time of one period."""
+        config = servo.config
+        goal = servo.goal + speed * self._period_s
+        if servo.reading is not None:
+            here = config.to_joint(servo.reading.position)
+            goal = min(max(goal, here - config.max_lead), here + config.max_lead)
+        servo.goal = min(max(goal, config.low), config.high)
+        return self._motion(servo, servo.goal, max(abs(speed), _SLOWEST_RAD_PER_S))
+
+    def _motion(self, servo: _Servo, angle: float, velocity: float) -> tuple[int, bytes]:
+        raw = servo.model.register("goal_position").to_raw(servo.config.to_servo(angle))
+        return self._family.motion(servo.model, raw, velocity * abs(servo.config.gear))
 
     def _take(self, servo: _Servo, data: bytes, asked_ns: int) -> None:
         """Keep a reading if it is possible."""
@@ -473,9 +507,24 @@ class ServoRobot:
             complaints.append("its watchdog tripped")
         if self._enabled_ns is not None and servo.torque_on is False:
             complaints.append("its torque is off: it restarted, or switched itself off")
+        if self._does_not_follow(servo, reading):
+            complaints.append("it does not follow its goal: jammed, overloaded, or its sensor is stuck")
         suspicion = "; ".join(complaints)
         servo.confirmations = servo.confirmations + 1 if suspicion else 0
         servo.suspicion = suspicion
+
+    def _does_not_follow(self, servo: _Servo, reading: ServoReading) -> bool:
+        """Whether a joint whose goal moves has stood still for too long, with its goal as far ahead as it may be."""
+        if self._enabled_ns is None or not any(
+            servo is other and is_speed for other, is_speed in zip(self._commanded, self._is_speed, strict=True)
+        ):
+            return False
+        angle, now_ns = servo.config.to_joint(reading.position), self._clock()
+        behind = abs(servo.goal - angle) >= _FOLLOWED * servo.config.max_lead
+        if not behind or not abs(angle - servo.stuck_at) <= _STANDSTILL_RAD:
+            servo.stuck_at, servo.stuck_since_ns = angle, now_ns
+            return False
+        return now_ns - servo.stuck_since_ns > servo.config.stuck_s * 1e9
 
     def _look_at_health(self, bus: ServoBus, now_ns: int, deadline_ns: int) -> None:
         if now_ns - self._health_ns < self.config.health_interval_s * 1e9:

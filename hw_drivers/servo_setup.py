@@ -18,7 +18,7 @@ from hw_drivers.serial_link import SerialLink
 from hw_drivers.serial_ports import find_port, list_serial_ports
 from hw_drivers.servo_bus import ServoBus
 from hw_drivers.servo_calibration import Range, RangeRecorder, calibrate_servo
-from hw_drivers.servo_config import COMMAND_SUFFIX, ServoConfig, ServoRobotConfig
+from hw_drivers.servo_config import ServoConfig, ServoRobotConfig
 from hw_drivers.servo_family import ServoFamily
 from hw_drivers.servo_registers import ServoRegisters
 from hw_drivers.servo_scan import FoundServo, change_servo, scan_port
@@ -250,7 +250,8 @@ def _record_ranges(registers: ServoRegisters, servos: ServoRobotConfig, console:
 
 def _warn_of_short_ranges(robot: RobotConfig, calibrated: Mapping[str, ServoConfig], console: Console) -> None:
     for command in robot.commands:
-        servo = calibrated.get(command.name.removesuffix(COMMAND_SUFFIX))
+        joint, _, kind = command.name.rpartition("_")
+        servo = calibrated.get(joint) if kind == "goal" else None
         if servo is not None and (command.low < servo.low or command.high > servo.high):
             console.say(
                 f"warning: {command.name} ranges from {command.low:g} to {command.high:g} rad, but the joint reaches "

@@ -121,6 +121,12 @@ class DynamixelFamily:
         units = -(-round(seconds * 1e3) // round(_WATCHDOG_UNIT_S * 1e3))
         return "bus_watchdog", min(units, _WATCHDOG_LONGEST)
 
+    def motion(self, model: ServoModel, position: int, velocity: float) -> tuple[int, bytes]:
+        """Return profile velocity and goal position, which lie side by side. A velocity of 0 means no limit: at least 1."""
+        profile, goal = model.registers["profile_velocity"], model.registers["goal_position"]
+        raw = min(max(1, profile.to_raw(velocity)), profile.high)
+        return profile.address, profile.encode(raw) + goal.encode(position)
+
     def centering(self, model: ServoModel, position: int, offset: int) -> None:
         """Return None: in position mode a homing offset moves the middle by a quarter of a turn only."""
 

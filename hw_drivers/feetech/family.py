@@ -111,6 +111,11 @@ class FeetechFamily:
     def watchdog(self, seconds: float) -> None:
         """Return None: there is none."""
 
+    def motion(self, model: ServoModel, position: int, velocity: float) -> tuple[int, bytes]:
+        """Return goal position, time (unused) and velocity, which lie side by side; a velocity of 0 would mean no limit."""
+        goal, speed = model.registers["goal_position"], model.registers["goal_velocity"]
+        return goal.address, goal.encode(position) + bytes(2) + speed.encode(max(1, _clipped(speed, velocity)))
+
     def centering(self, model: ServoModel, position: int, offset: int) -> int:
         """Return the homing offset with which a raw position becomes the middle."""
         steps = 2 * (middle := model.register("present_position").to_raw(0.0))

@@ -13,14 +13,14 @@ from typing import Any, cast
 from dpg_robot.errors import ConfigError, unknown_name
 from sim.tasks.task import Task
 
-__all__ = ["TASKS", "Task", "make_task"]
+__all__ = ["SUITE_TASKS", "TASKS", "Task", "make_task"]
 
 
 def _names(domain: str, *tasks: str) -> dict[str, str]:
     return {f"{domain}-{task}": f"sim.tasks.{domain}:{task}" for task in tasks}
 
 
-TASKS: dict[str, str] = {
+SUITE_TASKS: dict[str, str] = {
     **_names("acrobot", "swingup", "swingup_sparse"),
     **_names("ball_in_cup", "catch"),
     **_names("cartpole", "balance", "balance_sparse", "swingup", "swingup_sparse"),
@@ -35,6 +35,9 @@ TASKS: dict[str, str] = {
     **_names("swimmer", "swimmer6"),
     **_names("walker", "stand", "walk", "run"),
 }
+"""Name of each task of dm_control's suite that steps natively -> ``module:factory``."""
+
+TASKS: dict[str, str] = {**SUITE_TASKS, **_names("so101", "reach")}
 """Name of each task that steps natively -> ``module:factory``."""
 
 

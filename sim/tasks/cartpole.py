@@ -16,7 +16,7 @@ from dpg_robot.contract import CommandChannel, Contract, Feature, MeasurementCha
 from sim.physics import Physics
 from sim.suite_model import load_suite_spec
 from sim.tasks.rewards import tolerance
-from sim.tasks.task import Task
+from sim.tasks.task import MeasuredState, Task
 
 MAX_FORCE_N = 10.0
 # where the sparse tasks give their reward
@@ -59,6 +59,14 @@ def swingup_sparse() -> Cartpole:
     return Cartpole(swing_up=True, sparse=True)
 
 
+_MEASURED_STATE: MeasuredState = {
+    "cart_position": ("qpos", 0),
+    "pole_angle": ("qpos", 1),
+    "cart_velocity": ("qvel", 0),
+    "pole_velocity": ("qvel", 1),
+}
+
+
 class Cartpole(Task):
     """Balancing and swing-up.
 
@@ -70,9 +78,7 @@ class Cartpole(Task):
     time_limit_s = 10.0
     control_timestep_s = 0.01
     stage = mujoco.mjtStage.mjSTAGE_NONE
-    measured_state = {
-        "cart_position": ("qpos", 0), "pole_angle": ("qpos", 1), "cart_velocity": ("qvel", 0), "pole_velocity": ("qvel", 1)
-    }  # fmt: skip
+    measured_state = _MEASURED_STATE
 
     def __init__(self, swing_up: bool, sparse: bool) -> None:
         self.name = f"cartpole-{'swingup' if swing_up else 'balance'}{'_sparse' if sparse else ''}"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import mujoco
@@ -12,6 +14,9 @@ from numpy.typing import NDArray
 from dpg_robot.contract import CommandChannel, Contract, Feature, MeasurementChannel
 from dpg_robot.errors import DpgError
 from sim.physics import Physics
+
+MeasuredState = Mapping[str, tuple[Literal["qpos", "qvel"], int]]
+"""For measurement channels by name: which part of MuJoCo's state they are, and which number of it."""
 
 
 class NoMeasuredRewardError(DpgError, NotImplementedError):
@@ -38,7 +43,7 @@ class Task(ABC):
     control_timestep_s: float
     _physics_of_its_own = False
     stage: ClassVar[mujoco.mjtStage] = mujoco.mjtStage.mjSTAGE_VEL
-    measured_state: ClassVar[dict[str, tuple[Literal["qpos", "qvel"], int]]] = {}
+    measured_state: ClassVar[MeasuredState] = MappingProxyType({})
 
     @abstractmethod
     def load_spec(self) -> mujoco.MjSpec:

@@ -43,10 +43,10 @@ def describe(family, joints=JOINTS, goals=None, **changes):
     return device | ({"goals": goals} if goals else {})
 
 
-def make_contract(joints=JOINTS, extra=(), low=-1.4, high=1.4):
+def make_contract(joints=JOINTS, extra=(), low=-1.4, high=1.4, kind="goal"):
     measurements = [MeasurementChannel(f"{joint}_{name}", unit) for name, unit in QUANTITIES.items() for joint in joints]
     measurements += [MeasurementChannel(name, "m") for name in extra]
-    commands = tuple(CommandChannel(f"{joint}_goal", "rad", low, high) for joint in joints)
+    commands = tuple(CommandChannel(f"{joint}_{kind}", "rad" if kind == "goal" else "rad/s", low, high) for joint in joints)
     return Contract("reach", tuple(measurements), (Feature("identity", measurements[0].name),), commands, 50.0)
 
 
@@ -369,6 +369,61 @@ def test_commands_that_are_no_goals_within_the_limits_are_not_sent(family, comma
     assert [bench.register(i, "goal_position") for i in range(3)] == goals
 
 
+def test_speeds_move_the_goals_of_the_joints_and_end_with_their_period(family):
+    bench = Bench(family, make_contract(kind="speed", low=-1.0, high=1.0))
+    bench.robot.connect()
+    bench.robot.enable()
+    for _ in range(25):
+        bench.tick([1.0, -0.5, 0.0])
+    bench.tick()
+    moved = [bench.joints.position(i) for i in range(3)]
+    assert moved == pytest.approx([0.1 + 0.5, -0.2 - 0.25, 0.3], abs=0.06)
+    for _ in range(25):
+        bench.tick()  # nobody commands any more
+    assert [bench.joints.position(i) for i in range(3)] == pytest.approx([0.6, -0.45, 0.3], abs=0.01)
+
+
+def test_the_goal_of_a_jammed_joint_does_not_run_away_and_the_joint_is_named(family):
+    bench = Bench(family, make_contract(kind="speed", low=-1.0, high=1.0), servos={"elbow": {"max_lead": 0.3, "stuck_s": 0.5}})
+    bench.robot.connect()
+    bench.robot.enable()
+    bench.tick([0.0, 0.0, 0.0])
+    bench.joints.jammed.add(1)
+    ticks = 0
+    while not bench.state.alarm:
+        bench.tick([0.0, 1.0, 0.0])
+        ticks += 1
+        assert ticks < (0.3 + 0.5) / 0.02 + 10
+    assert ticks > 0.3 / 0.02
+    assert bench.state.alarm.startswith("elbow (ID 2): it does not follow its goal")
+    goal = bench.robot.config.models()["elbow"].register("goal_position")
+    assert goal.to_si(bench.register(1, "goal_position")) == pytest.approx(-0.2 + 0.3, abs=0.01)
+
+
+def test_speeds_stop_at_the_limits_of_the_joint(family):
+    contract = make_contract(kind="speed", low=-2.0, high=2.0)
+    bench = Bench(family, contract, servos={"shoulder": {"high": 0.4}})
+    bench.robot.connect()
+    bench.robot.enable()
+    for _ in range(50):
+        bench.tick([2.0, 0.0, 0.0])
+    assert bench.joints.position(0) == pytest.approx(0.4, abs=2e-3)
+
+
+def test_homing_by_speeds_reaches_home_whatever_the_joints_carry(family):
+    bench = Bench(family, make_contract(kind="speed", low=-2.0, high=2.0))
+    homing = JointHoming([0, 1, 2], [1.0, -0.5, 0.0], [None] * 3, [2.0] * 3)
+    bench.robot.connect()
+    bench.robot.enable()
+    bench.tick()
+    began_ns = bench.link.now_ns
+    homing.start()
+    while not homing.done:
+        assert bench.link.now_ns - began_ns < 10e9
+        bench.tick(homing.command(bench.state.values, (bench.link.now_ns - began_ns) * 1e-9))
+    assert [bench.joints.position(i) for i in range(3)] == pytest.approx([1.0, -0.5, 0.0], abs=0.03)
+
+
 def test_a_joint_that_no_policy_commands_is_held(family):
     contract = dataclasses.replace(make_contract(), commands=make_contract().commands[:2])
     bench = Bench(family, contract, servos={"wrist": {"hold": -0.5}})
@@ -466,7 +521,11 @@ def test_channels_that_the_robot_does_not_have_are_refused(family):
         (dataclasses.replace(good, commands=(CommandChannel("elbow", "rad", -1, 1), *good.commands[1:])), "no command 'elbow'"),
         (make_contract(extra=("tip_x",)), "no measurement 'tip_x'"),
         (make_contract(low=-1.6), "joint shoulder may go from -1.5 to 1.5 rad only"),
-        (dataclasses.replace(good, commands=(CommandChannel("elbow_goal", "deg", -1, 1), *good.commands[2:])), "goal in rad"),
+        (make_contract(low=-2.5, high=2.5, kind="speed"), "joint shoulder may move at 2 rad/s at most"),
+        (
+            dataclasses.replace(good, commands=(CommandChannel("elbow_goal", "deg", -1, 1), *good.commands[2:])),
+            "elbow_goal is in rad, got the unit 'deg'",
+        ),
         (
             dataclasses.replace(good, measurements=(MeasurementChannel("shoulder_position", "deg"), *good.measurements[1:])),
             "measured in rad, got the unit 'deg'",
@@ -485,7 +544,7 @@ def test_channels_that_the_robot_does_not_have_are_refused(family):
 
 def test_homing_brings_all_joints_home_without_a_jump_and_parks(family):
     bench = Bench(family, servos={"shoulder": {"home": 1.0, "park": 0.0}, "elbow": {"home": -0.5}})
-    homing = JointHoming([0, 1, 2], [1.0, -0.5, 0.0], [0.0, None, None])
+    homing = JointHoming([0, 1, 2], [1.0, -0.5, 0.0], [0.0, None, None], [None, None, None])
     bench.robot.connect()
     bench.robot.enable()
     bench.tick()

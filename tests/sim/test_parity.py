@@ -14,7 +14,7 @@ from dm_control import suite
 from scipy import stats
 
 import sim
-from sim.tasks import TASKS, make_task
+from sim.tasks import SUITE_TASKS, make_task
 
 STATES = 1000
 EPISODE = 1000
@@ -100,7 +100,7 @@ def require_same_distribution(ours, theirs, what):
     assert p_value > SMALLEST_P_VALUE, f"{what}: ours {ours[:5]}, dm_control's {theirs[:5]}"
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", SUITE_TASKS)
 def test_a_thousand_states_and_actions_step_as_in_dm_control(name):
     random = np.random.default_rng(0)
     reference, env = load_reference(name), sim.make(name, num_envs=STATES, num_threads=2)
@@ -145,7 +145,7 @@ def test_a_thousand_states_and_actions_step_as_in_dm_control(name):
         assert share_in_contact > 0.02
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", SUITE_TASKS)
 def test_episodes_and_control_steps_are_as_long_as_dm_controls(name):
     task, reference = make_task(name), load_reference(name)
     assert task.control_timestep_s == pytest.approx(reference.control_timestep(), rel=1e-12)
@@ -153,7 +153,7 @@ def test_episodes_and_control_steps_are_as_long_as_dm_controls(name):
 
 
 # the tasks of a domain differ in what they read and reward, which the states above have shown; one moves as the other
-@pytest.mark.parametrize("name", {domain(name): name for name in TASKS}.values())
+@pytest.mark.parametrize("name", {domain(name): name for name in SUITE_TASKS}.values())
 def test_a_whole_episode_is_dm_controls_to_the_last_step(name):
     reference, env = load_reference(name), sim.make(name, num_envs=1, seed=1, num_threads=1)
     first = env.reset()
@@ -174,7 +174,7 @@ def test_a_whole_episode_is_dm_controls_to_the_last_step(name):
     assert len(ours) == EPISODE or result.terminal[0]
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", SUITE_TASKS)
 def test_episodes_start_as_dm_controls_do(name):
     """Each number of state, targets and observation has dm_control's distribution, and so have random sums of them."""
     our_count, their_count = STARTS.get(domain(name), DEFAULT_STARTS)
