@@ -8,6 +8,7 @@ from typing import Literal
 
 from dpg_robot.config import setting
 from dpg_robot.errors import ConfigError, ContractError, UnknownNameError
+from dpg_robot.kinematics import Link
 from hw_drivers.servo_family import ServoFamily, ServoModel, ServoSettings, find_family
 
 
@@ -99,11 +100,27 @@ class GoalConfig:
 
 
 @dataclass(frozen=True)
+class TipConfig:
+    """Measurement channels with the place of an arm's tip, computed from its joints' angles."""
+
+    channels: tuple[str, ...] = setting((), "names of the measurement channels for x, y and z; none: there is no tip")
+    joints: dict[str, Link] = setting(dict, "the joints from the base to the tip, in order, and where they are")
+    offset: tuple[float, float, float] = setting((0.0, 0.0, 0.0), "way from the last joint to the tip, all at 0", unit="m")
+
+    def __post_init__(self) -> None:
+        if self.channels and len(self.channels) != len("xyz"):
+            raise ConfigError(f"a tip has 3 channels, for x, y and z; got {len(self.channels)}")
+        if bool(self.channels) != bool(self.joints):
+            raise ConfigError("a tip needs both channels and joints")
+
+
+@dataclass(frozen=True)
 class ServoRobotConfig:
     """The servos of one bus and how they are treated together."""
 
     family: Literal["dynamixel", "feetech"] = field(metadata={"help": "family of the servos"})
     servos: dict[str, ServoConfig] = field(metadata={"help": "name of each joint and its servo"})
+    tip: TipConfig = setting(TipConfig, "measurement channels with the place of the tip")
     goals: GoalConfig = setting(GoalConfig, "measurement channels that the task gives")
     soft_start_s: float = setting(0.5, "time in which the torque grows to its limit", unit="s")
     stop: Literal["release", "hold"] = setting(
@@ -124,6 +141,9 @@ class ServoRobotConfig:
         for name in ("watchdog_s", "health_interval_s", "connect_timeout_s"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be positive, got {getattr(self, name)} s")
+        for name in self.tip.joints:
+            if name not in self.servos:
+                raise ConfigError(f"tip.joints.{name}: there is no servo of that name; known: {', '.join(self.servos)}")
         family = find_family(self.family)
         by_id: dict[int, str] = {}
         for name, servo in self.servos.items():
@@ -147,8 +167,8 @@ class Channel:
     """Where a measurement comes from, or a command goes to.
 
     Attributes:
-        joint: name of the joint; empty for a measurement that the task gives.
-        quantity: what of it, or the name of what the task gives.
+        joint: name of the joint; empty for the tip and for what the task gives.
+        quantity: what of it, or the name of the channel.
     """
 
     joint: str
@@ -163,14 +183,14 @@ COMMANDS = {"goal": "rad", "speed": "rad/s"}
 
 def resolve_measurement(name: str, config: ServoRobotConfig) -> Channel:
     """Return where a measurement channel comes from. Raises ContractError if this robot has no such channel."""
-    if name in config.goals.channels:
+    if name in config.goals.channels or name in config.tip.channels:
         return Channel("", name)
     joint, _, quantity = name.rpartition("_")
     if joint in config.servos and quantity in QUANTITIES:
         return Channel(joint, quantity)
     raise ContractError(
         f"no measurement {name!r} on this robot; it has <joint>_<quantity> with the joints {', '.join(config.servos)} and the "
-        f"quantities {', '.join(QUANTITIES)}, and the goals {', '.join(config.goals.channels) or '(none)'}"
+        f"quantities {', '.join(QUANTITIES)}, and {', '.join([*config.tip.channels, *config.goals.channels]) or 'nothing else'}"
     )
 
 

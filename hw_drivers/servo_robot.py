@@ -27,6 +27,7 @@ from dpg_robot.contract import Contract
 from dpg_robot.deploy.robot import DeviceFlag, JointState
 from dpg_robot.deploy.run_config import RobotConfig
 from dpg_robot.errors import ConfigError, ContractError, LinkError
+from dpg_robot.kinematics import tip_position
 from hw_drivers.joint_homing import JointHoming
 from hw_drivers.serial_link import SerialLink
 from hw_drivers.serial_ports import find_port
@@ -131,9 +132,9 @@ class _Servo:
 class ServoRobot:
     """Servos on one serial bus, each of which moves a joint to goal positions.
 
-    Measurements are ``<joint>_<quantity>`` (see :data:`~hw_drivers.servo_config.QUANTITIES`) and the goals that the task gives;
-    commands are ``<joint>_goal``, rad, or ``<joint>_speed``, rad/s, at which the joint's goal moves for one period. Joints with
-    ``hold`` are kept where that says.
+    Measurements are ``<joint>_<quantity>`` (see :data:`~hw_drivers.servo_config.QUANTITIES`), the place of the tip, and the goals
+    that the task gives. Commands are ``<joint>_goal``, rad, or ``<joint>_speed``, rad/s, at which the joint's goal moves for one
+    period. Joints with ``hold`` are kept where that says.
 
     Attributes:
         config: the servos.
@@ -186,6 +187,7 @@ class ServoRobot:
         self._check_limits(contract)
         self._held = [servo for servo in self._servos.values() if servo.config.hold is not None]
         self._goals = dict.fromkeys(config.goals.channels, 0.0)
+        self._tip: dict[str, float] = {}
         self._episode = -1
         self.next_goals()
         self._read_timeout_ns = round(read_timeout_s * 1e9)
@@ -285,6 +287,7 @@ class ServoRobot:
             for servo_id, data in bus.read(address, length, deadline_ns, ids=ids, spare=spare).items():
                 self._take(self._by_id[servo_id], data, asked_ns)
         self._look_at_health(bus, asked_ns, deadline_ns)
+        self._find_tip(asked_ns)
         for index, source in enumerate(self._sources):
             self._fill(state, index, source.joint, source.quantity, asked_ns)
         state.flags, state.alarm = self._flags()
@@ -537,9 +540,24 @@ class ServoRobot:
         for servo_id, data in bus.read(block.address, block.length, deadline_ns, spare=block.spare).items():
             self._take_torque(self._by_id[servo_id], torque_on=self._family.decode_torque(model, data))
 
+    def _find_tip(self, asked_ns: int) -> None:
+        """Compute where the tip is, if the angles of all joints on the way to it were read in this call."""
+        config = self.config.tip
+        angles = [
+            servo.config.to_joint(servo.reading.position)
+            for servo in (self._servos[name] for name in config.joints)
+            if servo.reading is not None and servo.read_ns == asked_ns
+        ]
+        self._tip = {}
+        if config.channels and len(angles) == len(config.joints):
+            place = tip_position(list(config.joints.values()), config.offset, angles)
+            self._tip = dict(zip(config.channels, place, strict=True))
+
     def _fill(self, state: JointState, index: int, joint: str, quantity: str, asked_ns: int) -> None:
         if not joint:
-            state.values[index], state.valid[index], state.time_ns[index] = self._goals[quantity], True, asked_ns
+            given = self._goals.get(quantity, self._tip.get(quantity))
+            if given is not None:
+                state.values[index], state.valid[index], state.time_ns[index] = given, True, asked_ns
             return
         servo = self._servos[joint]
         reading = servo.reading

@@ -43,6 +43,7 @@ SUCCESS_DISTANCE_M = 0.02
 MEASUREMENTS = (
     *(MeasurementChannel(f"{joint}_position", "rad") for joint in JOINT_LIMITS_RAD),
     *(MeasurementChannel(f"{joint}_velocity", "rad/s") for joint in JOINT_LIMITS_RAD),
+    *(MeasurementChannel(f"tip_{axis}", "m") for axis in "xyz"),
     *(MeasurementChannel(f"target_{axis}", "m") for axis in "xyz"),
 )
 FEATURES = tuple(Feature("identity", channel.name) for channel in MEASUREMENTS)
@@ -56,7 +57,8 @@ _MEASURED_STATE: MeasuredState = {
     **{f"{joint}_velocity": ("qvel", index) for index, joint in enumerate(JOINT_LIMITS_RAD)},
 }
 _JOINTS = len(JOINT_LIMITS_RAD)
-_POSITIONS, _VELOCITIES, _TARGET = slice(0, _JOINTS), slice(_JOINTS, 2 * _JOINTS), slice(2 * _JOINTS, 2 * _JOINTS + 3)
+_POSITIONS, _VELOCITIES = slice(0, _JOINTS), slice(_JOINTS, 2 * _JOINTS)
+_TIP, _TARGET = slice(2 * _JOINTS, 2 * _JOINTS + 3), slice(2 * _JOINTS + 3, 2 * _JOINTS + 6)
 
 # (x, z) in m from one joint to the next with all joints at 0, as in the model; all lie in the middle plane, where y is 0
 _BASE_TO_PAN = (0.0388, 0.0624)
@@ -115,9 +117,10 @@ class SO101Reach(Task):
         self._goals[ids] = self._qpos[ids, :_JOINTS]  # servos hold the posture that they are switched on in
 
     def observe(self, out: NDArray[np.float32]) -> None:
-        """Write (N, 13): joint angles, joint velocities, target."""
+        """Write (N, 16): joint angles, joint velocities, tip (as a robot computes it from its joint angles), target."""
         out[:, _POSITIONS] = self._qpos[:, :_JOINTS]
         out[:, _VELOCITIES] = self._qvel[:, :_JOINTS]
+        out[:, _TIP] = forward_kinematics(self._qpos[:, :_JOINTS])
         out[:, _TARGET] = self._target
 
     def reward(self, control: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -141,11 +144,10 @@ class SO101Reach(Task):
         )
 
     def measured_reward(self, next_measurement: NDArray[Any], action: NDArray[Any]) -> NDArray[np.float64]:
-        """Return (N,) rewards per reward step, from logged measurements (N, 13), with the tip computed from the joint angles."""
+        """Return (N,) rewards per reward step, from logged measurements (N, 16)."""
         measurement = np.asarray(next_measurement, dtype=np.float64)
         speeds = MAX_SPEED_RAD_PER_S * np.clip(np.asarray(action, dtype=np.float64), -1.0, 1.0)
-        tip = forward_kinematics(measurement[..., _POSITIONS])
-        return _reward(tip - measurement[..., _TARGET], measurement[..., _VELOCITIES], speeds)
+        return _reward(measurement[..., _TIP] - measurement[..., _TARGET], measurement[..., _VELOCITIES], speeds)
 
     def _draw_postures(self, ids: NDArray[np.int64], random: np.random.Generator) -> None:
         low, high = self._posture_range.T

@@ -102,7 +102,7 @@ def test_contract_and_model_agree():
     )
     assert [model.actuator(index).name for index in range(model.nu)] == list(JOINT_LIMITS_RAD)
     assert contract.measurement_names == env.observation_names
-    assert [channel.unit for channel in contract.measurements] == ["rad"] * 5 + ["rad/s"] * 5 + ["m"] * 3
+    assert [channel.unit for channel in contract.measurements] == ["rad"] * 5 + ["rad/s"] * 5 + ["m"] * 6
     assert Contract.from_dict(contract.to_dict()) == contract
 
 
@@ -241,7 +241,7 @@ def test_the_reward_is_one_at_rest_on_the_target_and_falls_with_distance_and_spe
     target = forward_kinematics(posture)
 
     def reward(distance, velocity=0.0, command=0.0):
-        measurement = np.concatenate([posture, np.full(JOINTS, velocity), target + np.array([0.0, distance, 0.0])])
+        measurement = np.concatenate([posture, np.full(JOINTS, velocity), target, target + np.array([0.0, distance, 0.0])])
         action = env.contract().unscale_command(np.full(JOINTS, command))
         return float(env.task.measured_reward(measurement[None], action[None])[0])
 
