@@ -34,12 +34,13 @@ class TickRecorder:
         self._ring = ring
         self._policy = int(policy_id, 16)
         self._record: NDArray[np.void] = np.zeros((), dtype=ring.dtype)
+        self._bytes = self._record.reshape(1).view(np.uint8)
         # Views into the record, one per field: setting them neither looks up names nor allocates.
         self._fields: dict[str, NDArray[np.generic]] = {name: self._record[name] for name in ring.dtype.names or ()}
 
     def set_tick(self, period: int, latency_ns: int) -> None:
         """Begin the record of a tick; nothing was decided or sent in it yet."""
-        self._record[...] = 0
+        self._bytes.fill(0)
         self._fields["period"][...] = period
         self._fields["wakeup_latency_ns"][...] = latency_ns
         self.safety = 0
