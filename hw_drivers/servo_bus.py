@@ -5,6 +5,7 @@ An answer of a servo does not say which request it answers. What protects from s
 - a servo that was asked and did not answer, or that answered unasked, is **suspect**: it is not read again before it has answered
   a ping. Servos and adapters keep the order of what they send, so whatever came late lies before that answer, and is dropped;
 - an answer counts only if the servo was asked, once in this exchange, in the order asked, and with the very length asked for;
+- nor does an answer count right behind one that is missing, as it may be that one's under a wrong ID;
 - reads that follow each other ask for different lengths, and none for a length of which an answer may still be on its way, so
   that neither a copy nor an answer that was overtaken fits a later request.
 
@@ -251,9 +252,10 @@ class ServoBus:
                     self.counters.unasked += 1
                     spoilt.add(answer.id)
                 else:
-                    last = place
                     answers[answer.id] = answer
-                    self._note(answer)
+                    if place > last + 1:
+                        spoilt.add(answer.id)  # it may be the missing one's, and its own be missing too
+                last = max(last, place)
                 if len(answers) == len(asked):
                     break
         missing = [servo for servo in asked if servo not in answers]
@@ -265,6 +267,8 @@ class ServoBus:
             answers.pop(servo, None)
             if servo in self._ids:
                 self._suspects[servo] = None
+        for answer in answers.values():
+            self._note(answer)
         return answers
 
     def _send(self, request: bytes, deadline_ns: int) -> bool:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measure ours beside what others offer for the same work: simulation, learning, and the action gradient."""
+"""Measure ours beside what others offer for the same work: simulation, learning, the action gradient, servo buses, the loop."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ from pathlib import Path
 
 from dpg_robot.errors import DpgError
 from dpg_robot.files import write_atomically
+from hw_drivers.benchmarks.bus_command import add_bus_arguments
+from hw_drivers.benchmarks.faults_command import add_fault_arguments
+from hw_drivers.benchmarks.loop_command import add_loop_arguments
 from sim.benchmarks.gradient_command import add_gradient_arguments
 from sim.benchmarks.learning_command import add_learn_arguments
+from sim.benchmarks.loop_policy import write_untrained_policies
 from sim.benchmarks.machine import machine_facts
 from sim.benchmarks.offline_command import add_offline_arguments
 from sim.benchmarks.simulation_command import add_sim_arguments
@@ -29,6 +33,9 @@ def main() -> None:
     add_gradient_arguments(commands, CONFIGS / "gradient.yaml")
     add_offline_arguments(commands)
     add_speed_arguments(commands)
+    add_bus_arguments(commands)
+    add_fault_arguments(commands, Path(__file__).resolve().parent)
+    add_loop_arguments(commands, Path(__file__).resolve().parent, write_untrained_policies)
     arguments = parser.parse_args()
     try:
         result = arguments.run(arguments)

@@ -17,7 +17,9 @@ from typing import Any, Protocol
 from dpg_robot.deploy.clock import request_real_time
 from dpg_robot.errors import ConfigError, DpgError
 from dpg_robot.files import write_atomically
-from hw_drivers.emulators.joints import EmulatedBus, Joints
+from hw_drivers.emulators.dynamixel import DynamixelBus
+from hw_drivers.emulators.feetech import FeetechBus
+from hw_drivers.emulators.joints import Joints
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 _REAL_TIME_PRIORITY = 50
@@ -214,6 +216,13 @@ def _add_bus_options(parser: argparse.ArgumentParser) -> None:
     faults.add_argument("--late-s", type=float, default=0.02, metavar="TIME", help="how late, seconds")
     faults.add_argument("--split-gap-s", type=float, default=0.003, metavar="TIME", help="time between the pieces, seconds")
     faults.add_argument("--seed", type=int, default=0, help="seed of all choices")
+    parser.add_argument(
+        "--trace",
+        type=Path,
+        metavar="FILE",
+        help="file for the true course, as lines of JSON; with it, faults at chosen times are read from the standard input, as "
+        "lines of JSON too (hw_drivers/emulators/faulty_server.py and fault_schedule.py describe both)",
+    )
 
 
 def _run_servos(args: argparse.Namespace) -> int:
@@ -226,6 +235,8 @@ def _serve_servos(args: argparse.Namespace, family: str, model: str, ids: Sequen
     from hw_drivers.emulators.servo_server import ServoFaults, ServoServer
 
     try:
+        if args.trace is not None:
+            return _serve_with_trace(args, family, model, ids, joints)
         values = {name: getattr(args, name) for name in (*_FAULTS, "late_s", "split_gap_s", "seed")}
         bus = _make_bus(family, model, ids, args.baud_rate, joints)
         server = ServoServer(bus, faults=ServoFaults(**values))
@@ -237,11 +248,25 @@ def _serve_servos(args: argparse.Namespace, family: str, model: str, ids: Sequen
     return 0
 
 
-def _make_bus(family: str, model: str, ids: Sequence[int], baud_rate: int, joints: Joints) -> EmulatedBus:
+def _serve_with_trace(args: argparse.Namespace, family: str, model: str, ids: Sequence[int], joints: Joints) -> int:
+    from hw_drivers.emulators.fault_schedule import FaultyJoints
+    from hw_drivers.emulators.faulty_server import FaultyServer
+
+    if any(getattr(args, name) for name in _FAULTS):
+        raise ValueError("with --trace, faults come from the standard input; leave the options for faults of answers out")
+    faulty = FaultyJoints(joints)
+    bus = _make_bus(family, model, ids, args.baud_rate, faulty)
+    with (
+        args.trace.open("w") as trace,
+        FaultyServer(bus, faulty, trace, commands=sys.stdin.fileno(), link=args.link, seed=args.seed) as server,
+    ):
+        serve_until_interrupted(server, args.link)
+    return 0
+
+
+def _make_bus(family: str, model: str, ids: Sequence[int], baud_rate: int, joints: Joints) -> DynamixelBus | FeetechBus:
     """Return the emulated servos; raises UnknownNameError or ValueError for what there is not."""
     from hw_drivers.dynamixel.models import find_model as find_dynamixel
-    from hw_drivers.emulators.dynamixel import DynamixelBus
-    from hw_drivers.emulators.feetech import FeetechBus
     from hw_drivers.feetech.models import find_model as find_feetech
 
     now_ns = time.monotonic_ns()

@@ -273,7 +273,8 @@ def exchange(*answers, ids=(1, 2)):
     [
         ([(1, 4), (2, 4)], {1, 2}, ()),
         ([(1, 4)], {1}, (2,)),
-        ([(2, 4), (1, 4)], {2}, (1,)),  # the order is that of the request
+        ([(2, 4), (1, 4)], set(), (1, 2)),  # the order is that of the request
+        ([(2, 4)], set(), (1, 2)),  # it may be the first one's under a wrong ID, and the second's be lost
         ([(1, 4), (1, 4), (2, 4)], {2}, (1,)),  # which of the two is the answer?
         ([(1, 5), (2, 4)], {2}, (1,)),
         ([(1, 5), (1, 4), (2, 4)], {2}, (1,)),
