@@ -83,6 +83,7 @@ class ControlTable:
     def __init__(self, model: ServoModel) -> None:
         self.model = model
         self._memory = bytearray(model.table_size)
+        self._numbers: dict[str, int] = {}  # what the registers' bytes mean
         self._registers = [*model.registers.values(), *_indirect_registers(model)]
         self._register_at = {address: entry for entry in self._registers for address in range(entry.address, entry.end)}
         self.restore(Area.EEPROM)
@@ -90,7 +91,9 @@ class ControlTable:
 
     def __getitem__(self, name: str) -> int:
         """Return the raw number in a register."""
-        return self._get(self.model.register(name))
+        if name not in self._numbers:
+            self.model.register(name)  # raises, with the nearest name
+        return self._numbers[name]
 
     def __setitem__(self, name: str, raw: int) -> None:
         """Set a register, whatever its access rules."""
@@ -99,6 +102,7 @@ class ControlTable:
     def set(self, register: Register, raw: int) -> None:
         """Set a register, whatever its access rules."""
         self._memory[register.address : register.end] = register.encode(raw)
+        self._numbers[register.name] = raw
 
     def restore(self, area: Area, keep: Sequence[str] = ()) -> None:
         """Give an area its initial values, but for the registers in ``keep``."""
@@ -125,9 +129,6 @@ class ControlTable:
                 raise _RefusedError(ErrorCode.DATA_LENGTH)
             found[register] = register.decode(bytes(values[covered] for covered in span))
         return list(found.items())
-
-    def _get(self, register: Register) -> int:
-        return register.decode(bytes(self._memory[register.address : register.end]))
 
     def _check_span(self, address: int, length: int) -> None:
         if length == 0:
