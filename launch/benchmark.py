@@ -20,6 +20,7 @@ from sim.benchmarks.machine import machine_facts
 from sim.benchmarks.offline_command import add_offline_arguments
 from sim.benchmarks.simulation_command import add_sim_arguments
 from sim.benchmarks.speed_command import add_speed_arguments
+from sim.benchmarks.transfer_command import add_transfer_arguments
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "benchmark"
 
@@ -36,6 +37,7 @@ def main() -> None:
     add_bus_arguments(commands)
     add_fault_arguments(commands, Path(__file__).resolve().parent)
     add_loop_arguments(commands, Path(__file__).resolve().parent, write_untrained_policies)
+    add_transfer_arguments(commands, Path(__file__).resolve().parent, Path(__file__).resolve().parent.parent / "configs")
     arguments = parser.parse_args()
     try:
         result = arguments.run(arguments)

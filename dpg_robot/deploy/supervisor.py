@@ -26,6 +26,7 @@ from dpg_robot.data.ring import Ring
 from dpg_robot.data.transition import LoopState, tick_dtype
 from dpg_robot.deploy.control_block import ControlBlock, Progress, StopRequest
 from dpg_robot.deploy.control_process import STOP_SIGNALS, ControlArguments, name_process, run_control_process
+from dpg_robot.deploy.robot import Robot
 from dpg_robot.deploy.run_config import RunSettings
 from dpg_robot.errors import DpgError
 from dpg_robot.files import write_atomically
@@ -85,6 +86,8 @@ class _Run:
         self._stop_since_s: float | None = None
         self._log_died_first = False
         self._loop: dict[str, Any] | None = None
+        self._rescuer: Robot | None = None
+        self._no_rescue = ""
 
     def carry_out(self) -> RunResult:
         """Start the processes, wait for their end in order, and write the summary."""
@@ -105,6 +108,7 @@ class _Run:
                     self._control.start()
                     stack.callback(_end, self._control, 0.0)
                 sender.close()
+                self._prepare_rescue()
                 self._watch(results)
                 if self._loop is None and not self._settings.shadow:
                     self._rescue()
@@ -112,14 +116,19 @@ class _Run:
                 _end(self._log, _DRAIN_BOUND_S)
             return self._report()
 
+    def _prepare_rescue(self) -> None:
+        """Load the driver now: when the control process has died, a busy computer takes seconds to do so."""
+        try:
+            self._rescuer, _ = self._settings.robot.make(self._metadata.contract)
+        except DpgError as error:
+            self._no_rescue = str(error)  # the control process says so too, and ends
+
     def _rescue(self) -> None:
         """Stop the robot from here, because the process that should have done it died."""
-        try:
-            robot, _ = self._settings.robot.make(self._metadata.contract)
-        except DpgError as error:
-            print(f"robot: it could not be stopped: {error}", file=sys.stderr)
+        if self._rescuer is None:
+            print(f"robot: it could not be stopped: {self._no_rescue}", file=sys.stderr)
             return
-        robot.rescue()
+        self._rescuer.rescue()
 
     def _log_arguments(self) -> dict[str, Any]:
         contract, robot = self._metadata.contract, self._settings.robot
