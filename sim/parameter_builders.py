@@ -232,6 +232,26 @@ def _build_actuator_bias(model: mujoco.MjModel, setting: str, variation: Variati
     return _build_actuators("actuator_biasprm", model.actuator_biastype, _BIAS_ELEMENTS, model, setting, variation)
 
 
+def _build_servo_gain(model: mujoco.MjModel, setting: str, variation: Variation) -> Built:
+    """Scale the whole force of position servos, gain * (control - position) - damping * velocity."""
+    stiffness = model.actuator_gainprm[:, 0]
+    servos = (
+        (model.actuator_gaintype == mujoco.mjtGain.mjGAIN_FIXED)
+        & (model.actuator_biastype == mujoco.mjtBias.mjBIAS_AFFINE)
+        & (stiffness != 0)
+        & (model.actuator_biasprm[:, 1] == -stiffness)
+    )
+    names = object_names(model, mujoco.mjtObj.mjOBJ_ACTUATOR, model.nu)
+    chosen = select(setting, "actuator", names, variation.names, servos, servos, "it is no position servo")
+    labels, columns = _columns([names[actuator] for actuator in chosen], variation)
+    gains = model.actuator_gainprm.shape[1] * np.asarray(chosen, dtype=np.int64)
+    biases = model.actuator_biasprm.shape[1] * np.asarray(chosen, dtype=np.int64)[:, None] + np.arange(3)
+    return labels, [
+        Slot("actuator_gainprm", gains, columns),
+        Slot("actuator_biasprm", biases.ravel(), np.repeat(columns, 3)),
+    ]
+
+
 def _build_gravity(model: mujoco.MjModel, setting: str, variation: Variation) -> Built:
     if variation.names:
         raise ConfigError(f"{setting}: there is one gravity, it takes no names; got {', '.join(variation.names)}")
@@ -262,10 +282,11 @@ _BUILDERS = {
     "joint_friction": _build_joint_friction,
     "actuator_gain": _build_actuator_gain,
     "actuator_bias": _build_actuator_bias,
+    "servo_gain": _build_servo_gain,
     "gravity": _build_gravity,
     "control_delay_s": _build_control_delay,
 }
-_UNBOUNDED = ("center_of_mass", "actuator_gain", "actuator_bias", "gravity")
+_UNBOUNDED = ("center_of_mass", "actuator_gain", "actuator_bias", "servo_gain", "gravity")
 
 
 def _check_values(setting: str, variation: Variation, labels: list[str], slots: list[Slot], nominal: Fields) -> None:

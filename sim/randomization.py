@@ -61,6 +61,7 @@ _RULES = {
     "joint_friction": _Rule("add"),
     "actuator_gain": _Rule(value="any", factor="positive"),
     "actuator_bias": _Rule(value="any", factor="positive"),
+    "servo_gain": _Rule(operations=("scale",), factor="positive"),
     "gravity": _Rule(operations=("scale",), factor="any"),
     "control_delay_s": _Rule("set", ("set", "add"), shared=True),
 }
@@ -83,6 +84,7 @@ class Randomization:
     joint_friction: Varied = setting(None, "dry friction; add, one value for each joint", unit="N or N m")
     actuator_gain: Varied = setting(None, "force per control; scale, one value for each actuator")
     actuator_bias: Varied = setting(None, "force without control, as of servos; scale, one value for each actuator")
+    servo_gain: Varied = setting(None, "stiffness and damping of position servos together; scale, one value for each actuator")
     gravity: Varied = setting(None, "gravity; scale")
     link_length: dict[str, Variation | Range] = setting(
         dict, "length of the straight part of links, by name or pattern of their bodies; set, one value for each body", unit="m"

@@ -26,7 +26,6 @@ REST_POSE = (0.0, -1.7, 1.6, 1.0, 0.0, 0.0)
 """Joint angles in which the arm lies folded without torque, rad."""
 
 _TIMESTEP_NS = round(TIMESTEP_S * 1e9)
-_SLEW, _UNLIMITED_RAD_PER_S = 1, 1e3
 _PASSIVE_DAMPING = 0.25  # N m s/rad: a gear that is turned from its slow side, with the motor's windings open
 
 
@@ -188,7 +187,7 @@ class VirtualArm:
         limits = self._velocity_limits * TIMESTEP_S
         self._aims += np.clip(self._goals - self._aims, -limits, limits)
         arm = len(self._forces)
-        self._data.ctrl[:] = self._data.act[:] = self._aims[:arm]
+        self._data.act[:] = self._aims[:arm]  # the goals themselves; as speeds of them, the controls stay 0
         if self._on[arm]:
             self._model.qpos_spring[arm] = self._aims[arm]
         mujoco.mj_step(self._model, self._data)
@@ -202,7 +201,7 @@ def _build_model(parameters: ArmParameters) -> mujoco.MjModel:
     model.body_inertia *= parameters.mass
     model.dof_damping *= parameters.damping
     model.dof_frictionloss += parameters.friction
-    model.actuator_dynprm[:, _SLEW] = _UNLIMITED_RAD_PER_S  # the servo's own profile is ahead of it
+    model.actuator_gainprm[:, 0] *= parameters.stiffness
     model.actuator_biasprm[:, 1] *= parameters.stiffness
     model.actuator_forcerange *= parameters.torque
     return model

@@ -94,6 +94,18 @@ def varied():
     return Bench(Randomization(**dict.fromkeys(FACTORS, (0.2, 5.0))), num_envs=500)
 
 
+def test_a_servo_gain_scales_the_whole_force_of_a_servo_and_of_nothing_else():
+    bench = Bench(Randomization(servo_gain=(0.5, 2.0)), num_envs=20)
+    assert bench.randomizer.names == ("servo_gain/servo",)
+    factors = bench.randomizer.values[:, 0]
+    assert np.ptp(factors) > 0.5
+    np.testing.assert_allclose(field_value(bench, "actuator_gain/servo"), factors)
+    np.testing.assert_allclose(field_value(bench, "actuator_bias/servo"), factors)
+    np.testing.assert_allclose(field_value(bench, "actuator_gain/motor"), 1.0)
+    with pytest.raises(ConfigError, match="it is no position servo"):
+        Bench(Randomization(servo_gain=fixed(2.0, "scale", "motor")))
+
+
 def test_every_drawn_number_has_a_name(varied):
     assert varied.randomizer.names == (
         "mass/box",

@@ -173,7 +173,7 @@ def test_half_the_gain_sags_twice_as_much(tmp_path):
     sags = []
     for factor in (1.0, 0.5):
         settings = tmp_path / f"{factor}.yaml"
-        settings.write_text(f"actuator_bias: [{factor}, {factor}]\n")
+        settings.write_text(f"servo_gain: [{factor}, {factor}]\n")
         env = make(4, randomization=str(settings))
         env.reset()
         start = np.tile([0.0, 0.0, 0.0, 0.0, 0.0, 0.0], (4, 1))
