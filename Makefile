@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 export MUJOCO_GL ?= disable
-REAL_TIME_TESTS := tests/deploy tests/hw_drivers tests/launch
+REAL_TIME_TESTS := tests/deploy tests/launch $(patsubst %,tests/hw_drivers/test_%.py,\
+	bus_benchmark dynamixel_sdk feetech_sdk microcontroller_robot serial_link servo_server)
 
 .PHONY: help demo view test lint format wheel clean
 
