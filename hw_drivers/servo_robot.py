@@ -35,26 +35,18 @@ from hw_drivers.servo_bus import BusLink, ServoBus
 from hw_drivers.servo_config import (
     COMMANDS,
     QUANTITIES,
-    ServoConfig,
     ServoRobotConfig,
     resolve_command,
     resolve_measurement,
 )
-from hw_drivers.servo_family import ServoModel, ServoReading, ServoSettings
 from hw_drivers.servo_registers import ServoRegisters
+from hw_drivers.servo_watch import ServoWatch
 
 _WRITE_TIMEOUT_S = 0.01
 _RAMP_STEP_S = 0.02
 _FIRST_TORQUE = 0.2  # share of the limit with which a soft start begins
-_CONFIRMATIONS = 2  # readings in a row that must agree before an alarm stops the robot
 _RELEASE_ATTEMPTS = 5
-_IMPOSSIBLE_SPEED = 2.0  # times the model's largest
-_JUMP_RAD = 0.1
-_HIGHEST_VOLTAGE, _HIGHEST_TEMPERATURE = 30.0, 125.0
-_WEAK_SUPPLY = 0.75
 _SLOWEST_RAD_PER_S = 0.3  # at which a goal that stands still is approached, so that a joint that sags is lifted
-_FOLLOWED = 0.9  # share of the lead at which a joint does not follow
-_STANDSTILL_RAD = 0.01
 
 _log = logging.getLogger(__name__)
 
@@ -109,26 +101,6 @@ class ServoCounters:
     implausible: int = 0
 
 
-@dataclass
-class _Servo:
-    """One servo, its joint and what was last known of it."""
-
-    name: str
-    config: ServoConfig
-    model: ServoModel
-    settings: ServoSettings
-    min_voltage: float
-    goal: float = 0.0  # of the joint, where speeds are commanded, rad
-    stuck_at: float = math.nan  # where the joint stood when it stopped to follow, rad
-    stuck_since_ns: int = 0
-    reading: ServoReading | None = None
-    read_ns: int = 0
-    torque_on: bool | None = None
-    seen_off: int = 0  # looks in a row at which the torque was off
-    suspicion: str = ""  # what the last reading complained about
-    confirmations: int = 0
-
-
 class ServoRobot:
     """Servos on one serial bus, each of which moves a joint to goal positions.
 
@@ -172,16 +144,17 @@ class ServoRobot:
         self.measurement_names, self.command_names = contract.measurement_names, contract.command_names
         self._family = config.find_family()
         self._servos = {
-            name: _Servo(name, servo, model, servo.settings(), servo.min_voltage or _WEAK_SUPPLY * model.voltage)
+            name: ServoWatch(name, servo, model)
             for (name, servo), model in zip(config.servos.items(), config.models().values(), strict=True)
         }
-        self._by_id = {servo.config.id: servo for servo in self._servos.values()}
+        self._by_id = {servo.id: servo for servo in self._servos.values()}
         self._check_baud_rate(baud_rate)
         self._sources = [resolve_measurement(name, config) for name in contract.measurement_names]
         self._check_units(contract)
         commands = [resolve_command(name, config) for name in contract.command_names]
         self._commanded = [self._servos[command.joint] for command in commands]
         self._is_speed = [command.quantity == "speed" for command in commands]
+        self._moved = {servo.id for servo, is_speed in zip(self._commanded, self._is_speed, strict=True) if is_speed}
         self._period_s = 1.0 / contract.rate_hz
         self._low, self._high = contract.command_low, contract.command_high
         self._check_limits(contract)
@@ -243,8 +216,7 @@ class ServoRobot:
         try:
             self._implausible, self._enabled_ns = 0, None
             for servo in self._servos.values():
-                servo.reading = servo.torque_on = None
-                servo.suspicion, servo.confirmations = "", 0
+                servo.forget()
             self._check_models()
             self._registers.prepare()
         except BaseException:
@@ -262,16 +234,13 @@ class ServoRobot:
         self._write_settings()
         self._torque_written = _FIRST_TORQUE
         self._write_torque_limit()
-        goals = {servo.config.id: self._present_goal(servo) for servo in self._servos.values()}
+        goals = {servo.id: self._present_goal(servo) for servo in self._servos.values()}
         for servo in self._servos.values():
-            servo.goal = servo.config.to_joint(servo.model.register("goal_position").to_si(goals[servo.config.id]))
-            servo.stuck_at, servo.stuck_since_ns = math.nan, 0
+            servo.start_following(servo.config.to_joint(servo.model.register("goal_position").to_si(goals[servo.id])))
         registers.write(goals, "goal_position")
         registers.write(dict.fromkeys(self._by_id, 1), "torque_enable")
         registers.write_all(self._family.watchdog(self.config.watchdog_s))
         self._enabled_ns = self._clock()
-        for servo in self._servos.values():
-            servo.torque_on = True
 
     def read(self, state: JointState) -> None:
         """Overwrite ``state`` with the newest measurements, within the read timeout.
@@ -285,7 +254,7 @@ class ServoRobot:
         state.valid[:] = False
         for address, length, spare, ids in self._blocks:
             for servo_id, data in bus.read(address, length, deadline_ns, ids=ids, spare=spare).items():
-                self._take(self._by_id[servo_id], data, asked_ns)
+                self._take(bus, self._by_id[servo_id], data, asked_ns)
         self._look_at_health(bus, asked_ns, deadline_ns)
         self._find_tip(asked_ns)
         for index, source in enumerate(self._sources):
@@ -308,10 +277,10 @@ class ServoRobot:
             )
         address, data = 0, {}
         for servo, value, is_speed in zip(self._commanded, command.tolist(), self._is_speed, strict=True):
-            address, data[servo.config.id] = self._move(servo, value) if is_speed else self._go(servo, value)
+            address, data[servo.id] = self._move(servo, value) if is_speed else self._go(servo, value)
         for servo in self._held:
             assert servo.config.hold is not None
-            address, data[servo.config.id] = self._go(servo, servo.config.hold)
+            address, data[servo.id] = self._go(servo, servo.config.hold)
         self._open_bus().write(address, data, self._clock() + round(_WRITE_TIMEOUT_S * 1e9))
         self._continue_soft_start()
 
@@ -356,7 +325,7 @@ class ServoRobot:
         self._link.open()
         self._language = self._family.language()
         self._bus = ServoBus(self._link, self._language, list(self._by_id), clock=self._clock)
-        self._registers.attach(self._bus, {servo.config.id: servo.model for servo in self._servos.values()})
+        self._registers.attach(self._bus, {servo.id: servo.model for servo in self._servos.values()})
 
     def _open_bus(self) -> ServoBus:
         if self._bus is None:
@@ -400,14 +369,14 @@ class ServoRobot:
         groups: dict[tuple[int, int, int], list[int]] = {}
         for servo in self._servos.values():
             block = self._family.block(servo.model)
-            groups.setdefault((block.address, block.length, block.spare), []).append(servo.config.id)
+            groups.setdefault((block.address, block.length, block.spare), []).append(servo.id)
         return [(*block, ids) for block, ids in groups.items()]
 
     def _check_models(self) -> None:
         numbers = self._registers.read("model_number", self.config.connect_timeout_s)
-        silent = [servo for servo in self._servos.values() if servo.config.id not in numbers]
+        silent = [servo for servo in self._servos.values() if servo.id not in numbers]
         if silent:
-            missing = ", ".join(f"{servo.name} (ID {servo.config.id})" for servo in silent)
+            missing = ", ".join(servo.label for servo in silent)
             raise LinkError(
                 f"no answer from {missing} on {self.port} at {self._baud_rate} baud; answers came from the IDs "
                 f"{sorted(numbers) or '(none)'}. Check power, cable, IDs and baud rate with 'launch/robot.py scan'."
@@ -422,16 +391,16 @@ class ServoRobot:
 
     def _write_settings(self) -> None:
         """Write what differs from the settings; what outlasts the power needs the torque off, so the joint may give way."""
-        lasting = {s.config.id: self._family.lasting_settings(s.model, s.settings) for s in self._servos.values()}
+        lasting = {s.id: self._family.lasting_settings(s.model, s.settings) for s in self._servos.values()}
         self._registers.write_lasting(lasting)
-        settings = {s.config.id: self._family.settings(s.model, s.settings) for s in self._servos.values()}
+        settings = {s.id: self._family.settings(s.model, s.settings) for s in self._servos.values()}
         for name in dict.fromkeys(name for values in settings.values() for name in values):
             self._registers.write({servo_id: values[name] for servo_id, values in settings.items() if name in values}, name)
 
     def _write_torque_limit(self) -> None:
         full = self._family.torque_limit_full
         share = self._torque_written
-        values = {servo.config.id: round(share * servo.config.max_torque * full) for servo in self._servos.values()}
+        values = {servo.id: round(share * servo.config.max_torque * full) for servo in self._servos.values()}
         self._registers.send(values, self._family.torque_limit)
 
     def _continue_soft_start(self) -> None:
@@ -442,92 +411,37 @@ class ServoRobot:
         self._torque_written = max(self._torque_written, _FIRST_TORQUE + (1.0 - _FIRST_TORQUE) * grown)
         self._write_torque_limit()
 
-    def _present_goal(self, servo: _Servo) -> int:
+    def _present_goal(self, servo: ServoWatch) -> int:
         """Return the goal at which a servo stays where it is: its position, or the nearest that its limits allow."""
         settings, goal = servo.settings, servo.model.register("goal_position")
-        position = self._registers.read_one(servo.config.id, "present_position")
+        position = self._registers.read_one(servo.id, "present_position")
         return min(max(position, goal.to_raw(settings.low)), goal.to_raw(settings.high))
 
-    def _go(self, servo: _Servo, angle: float) -> tuple[int, bytes]:
+    def _go(self, servo: ServoWatch, angle: float) -> tuple[int, bytes]:
         """Return what sends a joint to an angle, rad."""
         return self._motion(servo, angle, servo.config.max_velocity)
 
-    def _move(self, servo: _Servo, speed: float) -> tuple[int, bytes]:
+    def _move(self, servo: ServoWatch, speed: float) -> tuple[int, bytes]:
         """Return what moves a joint's goal on at a speed, rad/s, for the time of one period."""
         config = servo.config
         goal = servo.goal + speed * self._period_s
         if servo.reading is not None:
-            here = config.to_joint(servo.reading.position)
-            goal = min(max(goal, here - config.max_lead), here + config.max_lead)
+            goal = min(max(goal, servo.angle - config.max_lead), servo.angle + config.max_lead)
         servo.goal = min(max(goal, config.low), config.high)
         return self._motion(servo, servo.goal, max(abs(speed), _SLOWEST_RAD_PER_S))
 
-    def _motion(self, servo: _Servo, angle: float, velocity: float) -> tuple[int, bytes]:
+    def _motion(self, servo: ServoWatch, angle: float, velocity: float) -> tuple[int, bytes]:
         raw = servo.model.register("goal_position").to_raw(servo.config.to_servo(angle))
         return self._family.motion(servo.model, raw, velocity * abs(servo.config.gear))
 
-    def _take(self, servo: _Servo, data: bytes, asked_ns: int) -> None:
-        """Keep a reading if it is possible."""
-        reading = self._family.decode(servo.model, data)
-        if not self._is_plausible(servo, reading, asked_ns):
+    def _take(self, bus: ServoBus, servo: ServoWatch, data: bytes, asked_ns: int) -> None:
+        """Keep a reading if it is possible, and see what it complains about."""
+        enabled = self._enabled_ns is not None
+        if not servo.take(self._family.decode(servo.model, data), asked_ns, enabled=enabled):
             self._implausible += 1
             return
-        servo.reading, servo.read_ns = reading, asked_ns
-        if reading.torque_on is not None:
-            servo.torque_on = reading.torque_on
-        self._look_for_alarm(servo, reading)
-
-    def _take_torque(self, servo: _Servo, *, torque_on: bool) -> None:
-        """Believe that a torque is off when it was seen twice, and look again at once."""
-        servo.seen_off = 0 if torque_on else servo.seen_off + 1
-        if torque_on or servo.seen_off >= _CONFIRMATIONS:
-            servo.torque_on = torque_on
-        else:
-            self._health_ns = 0
-
-    def _is_plausible(self, servo: _Servo, reading: ServoReading, asked_ns: int) -> bool:
-        limits = servo.settings
-        fastest = _IMPOSSIBLE_SPEED * servo.model.max_velocity
-        within = limits.low - math.tau <= reading.position <= limits.high + math.tau
-        voltage, temperature = reading.voltage, reading.temperature
-        healthy = (voltage is None or 0 < voltage <= _HIGHEST_VOLTAGE) and (
-            temperature is None or 0 <= temperature <= _HIGHEST_TEMPERATURE
-        )
-        if not (within and healthy and abs(reading.velocity) <= fastest):
-            return False
-        if servo.reading is None:
-            return True
-        return abs(reading.position - servo.reading.position) <= fastest * (asked_ns - servo.read_ns) * 1e-9 + _JUMP_RAD
-
-    def _look_for_alarm(self, servo: _Servo, reading: ServoReading) -> None:
-        """Note what a reading complains about; one complaint may be a garbled answer, two in a row are believed."""
-        complaints = self._family.error_names(self._open_bus().errors[servo.config.id])
-        if reading.temperature is not None and reading.temperature > servo.config.max_temperature:
-            complaints.append(f"{reading.temperature:.0f} deg C, allowed are {servo.config.max_temperature:.0f}")
-        if reading.voltage is not None and reading.voltage < servo.min_voltage:
-            complaints.append(f"supply of {reading.voltage:.1f} V, needed are {servo.min_voltage:.1f}")
-        if reading.watchdog_tripped:
-            complaints.append("its watchdog tripped")
-        if self._enabled_ns is not None and servo.torque_on is False:
-            complaints.append("its torque is off: it restarted, or switched itself off")
-        if self._does_not_follow(servo, reading):
-            complaints.append("it does not follow its goal: jammed, overloaded, or its sensor is stuck")
-        suspicion = "; ".join(complaints)
-        servo.confirmations = servo.confirmations + 1 if suspicion else 0
-        servo.suspicion = suspicion
-
-    def _does_not_follow(self, servo: _Servo, reading: ServoReading) -> bool:
-        """Whether a joint whose goal moves has stood still for too long, with its goal as far ahead as it may be."""
-        if self._enabled_ns is None or not any(
-            servo is other and is_speed for other, is_speed in zip(self._commanded, self._is_speed, strict=True)
-        ):
-            return False
-        angle, now_ns = servo.config.to_joint(reading.position), self._clock()
-        behind = abs(servo.goal - angle) >= _FOLLOWED * servo.config.max_lead
-        if not behind or not abs(angle - servo.stuck_at) <= _STANDSTILL_RAD:
-            servo.stuck_at, servo.stuck_since_ns = angle, now_ns
-            return False
-        return now_ns - servo.stuck_since_ns > servo.config.stuck_s * 1e9
+        errors = self._family.error_names(bus.errors[servo.id])
+        servo.judge(errors, self._clock(), enabled=enabled, follows=servo.id in self._moved)
 
     def _look_at_health(self, bus: ServoBus, now_ns: int, deadline_ns: int) -> None:
         if now_ns - self._health_ns < self.config.health_interval_s * 1e9:
@@ -538,13 +452,14 @@ class ServoRobot:
         if block is None:
             return
         for servo_id, data in bus.read(block.address, block.length, deadline_ns, spare=block.spare).items():
-            self._take_torque(self._by_id[servo_id], torque_on=self._family.decode_torque(model, data))
+            if self._by_id[servo_id].take_torque(torque_on=self._family.decode_torque(model, data)):
+                self._health_ns = 0
 
     def _find_tip(self, asked_ns: int) -> None:
         """Compute where the tip is, if the angles of all joints on the way to it were read in this call."""
         config = self.config.tip
         angles = [
-            servo.config.to_joint(servo.reading.position)
+            servo.angle
             for servo in (self._servos[name] for name in config.joints)
             if servo.reading is not None and servo.read_ns == asked_ns
         ]
@@ -567,7 +482,7 @@ class ServoRobot:
         if value is None:
             return
         if quantity == "position":
-            value = servo.config.to_joint(value)
+            value = servo.angle
         elif quantity == "velocity":
             value /= servo.config.gear
         elif quantity in ("current", "load"):
@@ -575,14 +490,9 @@ class ServoRobot:
         state.values[index], state.valid[index], state.time_ns[index] = value, True, asked_ns
 
     def _flags(self) -> tuple[DeviceFlag, str]:
-        flags, alarms = DeviceFlag(0), []
-        if self._enabled_ns is not None:
-            flags |= DeviceFlag.ENABLED
-        for servo in self._servos.values():
-            if servo.confirmations >= _CONFIRMATIONS:
-                flags |= DeviceFlag.HARDWARE_FAULT
-                alarms.append(f"{servo.name} (ID {servo.config.id}): {servo.suspicion}")
-        return flags, "; ".join(alarms)
+        flags = DeviceFlag(0) if self._enabled_ns is None else DeviceFlag.ENABLED
+        alarms = [servo.alarm for servo in self._servos.values() if servo.alarm]
+        return flags | DeviceFlag.HARDWARE_FAULT if alarms else flags, "; ".join(alarms)
 
     def _lower_torque(self) -> None:
         """Let the torque limits fall to nothing, so that the joints sink and do not drop."""
@@ -602,6 +512,6 @@ class ServoRobot:
                 left = self._registers.try_write(dict.fromkeys(left, 0), "torque_enable")
             if not left:
                 return
-        names = ", ".join(f"{self._by_id[servo_id].name} (ID {servo_id})" for servo_id in left)
+        names = ", ".join(self._by_id[servo_id].label for servo_id in left)
         remedy = "their watchdog must stop them" if self._family.has_watchdog else "switch off their supply"
         _log.warning("the torque of %s was not confirmed to be off; %s", names, remedy)
