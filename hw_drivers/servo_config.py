@@ -89,6 +89,7 @@ class GoalConfig:
     """Measurement channels that no sensor gives but the task: where to reach, for example. Each episode has the next values."""
 
     channels: tuple[str, ...] = setting((), "names of the measurement channels")
+    from_tip: bool = setting(False, "whether the channels tell the way from the tip to the values, not the values themselves")
     values: tuple[tuple[float, ...], ...] = setting((), "a list of values for each episode; after the last comes the first")
 
     def __post_init__(self) -> None:
@@ -141,6 +142,8 @@ class ServoRobotConfig:
         for name in ("watchdog_s", "health_interval_s", "connect_timeout_s"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be positive, got {getattr(self, name)} s")
+        if self.goals.from_tip and len(self.goals.channels) != len(self.tip.channels):
+            raise ConfigError(f"goals.from_tip needs a tip, and 3 channels; got {len(self.goals.channels)}")
         for name in self.tip.joints:
             if name not in self.servos:
                 raise ConfigError(f"tip.joints.{name}: there is no servo of that name; known: {', '.join(self.servos)}")

@@ -161,8 +161,9 @@ class ServoRobot:
         self._held = [servo for servo in self._servos.values() if servo.config.hold is not None]
         self._goals = dict.fromkeys(config.goals.channels, 0.0)
         self._tip: dict[str, float] = {}
-        self._episode = -1
-        self.next_goals()
+        self._given: dict[str, float] = {}
+        self._episode = -1  # before the first, whose goals stand already
+        self._set_goals(0)
         self._read_timeout_ns = round(read_timeout_s * 1e9)
         self._given_link, self._clock, self._sleep, self._baud_rate = link, clock, sleep, baud_rate
         self._link: ServoLink = link or SerialLink(port, baud_rate)
@@ -201,9 +202,7 @@ class ServoRobot:
     def next_goals(self) -> None:
         """Take the values of the next episode for the channels that the task gives."""
         self._episode += 1
-        if self._goals:
-            values = self.config.goals.values
-            self._goals = dict(zip(self.config.goals.channels, values[self._episode % len(values)], strict=True))
+        self._set_goals(self._episode)
 
     def connect(self) -> None:
         """Open the port and check that the servos are those of the configuration. Nothing moves.
@@ -316,6 +315,11 @@ class ServoRobot:
         """Stop and give the port back. Never raises; may be called at any time."""
         self.disable()
         self._link.close()
+
+    def _set_goals(self, episode: int) -> None:
+        goals = self.config.goals
+        if goals.channels:
+            self._goals = dict(zip(goals.channels, goals.values[episode % len(goals.values)], strict=True))
 
     def _open(self) -> None:
         """Open the port, wherever it is now, and begin a new bus on it."""
@@ -456,7 +460,7 @@ class ServoRobot:
                 self._health_ns = 0
 
     def _find_tip(self, asked_ns: int) -> None:
-        """Compute where the tip is, if the angles of all joints on the way to it were read in this call."""
+        """Compute where the tip is, and the way to the goals, if the angles of all joints up to it were read in this call."""
         config = self.config.tip
         angles = [
             servo.angle
@@ -464,13 +468,16 @@ class ServoRobot:
             if servo.reading is not None and servo.read_ns == asked_ns
         ]
         self._tip = {}
+        self._given = {} if self.config.goals.from_tip else dict(self._goals)
         if config.channels and len(angles) == len(config.joints):
             place = tip_position(list(config.joints.values()), config.offset, angles)
             self._tip = dict(zip(config.channels, place, strict=True))
+            if self.config.goals.from_tip:
+                self._given = {name: goal - here for (name, goal), here in zip(self._goals.items(), place, strict=True)}
 
     def _fill(self, state: JointState, index: int, joint: str, quantity: str, asked_ns: int) -> None:
         if not joint:
-            given = self._goals.get(quantity, self._tip.get(quantity))
+            given = self._given.get(quantity, self._tip.get(quantity))
             if given is not None:
                 state.values[index], state.valid[index], state.time_ns[index] = given, True, asked_ns
             return

@@ -4,8 +4,8 @@ The model, ``so101.xml``, is our own, in primitive shapes from published dimensi
 
 Actions are the speeds at which the servos' goals move, at most 2 rad/s; at 0 the arm holds where it is. A policy that jumps does
 not make the arm jump, and one that stops is safe. The gripper's servo gets no commands: it adds nothing to reaching, and stays
-where it is. The place to go to is an input of the policy like any measurement: on a robot, a
-channel that whoever gives the task sets, in metres from the middle of the base, at the height of the table (x forward, y left).
+where it is. The policy sees the way from the tip to the target: a robot computes the tip from its joint angles, and gets the
+target from whoever gives the task, in metres from the middle of the base on the table (x forward, y left).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ MEASUREMENTS = (
     *(MeasurementChannel(f"{joint}_position", "rad") for joint in JOINT_LIMITS_RAD),
     *(MeasurementChannel(f"{joint}_velocity", "rad/s") for joint in JOINT_LIMITS_RAD),
     *(MeasurementChannel(f"tip_{axis}", "m") for axis in "xyz"),
-    *(MeasurementChannel(f"target_{axis}", "m") for axis in "xyz"),
+    *(MeasurementChannel(f"to_target_{axis}", "m") for axis in "xyz"),
 )
 FEATURES = tuple(Feature("identity", channel.name) for channel in MEASUREMENTS)
 MAX_SPEED_RAD_PER_S = 2.0
@@ -58,7 +58,7 @@ _MEASURED_STATE: MeasuredState = {
 }
 _JOINTS = len(JOINT_LIMITS_RAD)
 _POSITIONS, _VELOCITIES = slice(0, _JOINTS), slice(_JOINTS, 2 * _JOINTS)
-_TIP, _TARGET = slice(2 * _JOINTS, 2 * _JOINTS + 3), slice(2 * _JOINTS + 3, 2 * _JOINTS + 6)
+_TIP, _TO_TARGET = slice(2 * _JOINTS, 2 * _JOINTS + 3), slice(2 * _JOINTS + 3, 2 * _JOINTS + 6)
 
 # (x, z) in m from one joint to the next with all joints at 0, as in the model; all lie in the middle plane, where y is 0
 _BASE_TO_PAN = (0.0388, 0.0624)
@@ -117,11 +117,11 @@ class SO101Reach(Task):
         self._goals[ids] = self._qpos[ids, :_JOINTS]  # servos hold the posture that they are switched on in
 
     def observe(self, out: NDArray[np.float32]) -> None:
-        """Write (N, 16): joint angles, joint velocities, tip (as a robot computes it from its joint angles), target."""
+        """Write (N, 16): joint angles and velocities, tip (as a robot computes it from its angles), way to the target."""
         out[:, _POSITIONS] = self._qpos[:, :_JOINTS]
         out[:, _VELOCITIES] = self._qvel[:, :_JOINTS]
         out[:, _TIP] = forward_kinematics(self._qpos[:, :_JOINTS])
-        out[:, _TARGET] = self._target
+        out[:, _TO_TARGET] = self._target - out[:, _TIP]
 
     def reward(self, control: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the rewards (N,) of the present states under the speeds of the goals ``control`` (N, 5), rad/s."""
@@ -147,7 +147,7 @@ class SO101Reach(Task):
         """Return (N,) rewards per reward step, from logged measurements (N, 16)."""
         measurement = np.asarray(next_measurement, dtype=np.float64)
         speeds = MAX_SPEED_RAD_PER_S * np.clip(np.asarray(action, dtype=np.float64), -1.0, 1.0)
-        return _reward(measurement[..., _TIP] - measurement[..., _TARGET], measurement[..., _VELOCITIES], speeds)
+        return _reward(measurement[..., _TO_TARGET], measurement[..., _VELOCITIES], speeds)
 
     def _draw_postures(self, ids: NDArray[np.int64], random: np.random.Generator) -> None:
         low, high = self._posture_range.T

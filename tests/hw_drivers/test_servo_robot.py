@@ -442,11 +442,27 @@ def test_goals_of_the_task_are_measurements_that_change_with_each_episode(family
     bench = Bench(family, make_contract(extra=("target_x", "target_y")), goals=goals)
     bench.robot.connect()
     seen = []
-    for _ in range(3):
+    for _ in range(4):
         measured = bench.tick()
         seen.append((measured["target_x"], measured["target_y"]))
-        bench.robot.next_goals()
-    assert seen == [(0.1, 0.2), (0.3, 0.4), (0.1, 0.2)]
+        bench.robot.next_goals()  # as each episode begins
+    assert seen == [(0.1, 0.2), (0.1, 0.2), (0.3, 0.4), (0.1, 0.2)], "those of the first stand before it"
+
+
+def test_the_way_to_a_goal_begins_at_the_tip(family):
+    tip = {"channels": ["tip_x", "tip_y", "tip_z"], "offset": [0.2, 0.0, 0.0]}
+    tip["joints"] = {"shoulder": {}, "elbow": {"offset": [0.3, 0.0, 0.0]}}
+    goals = {"channels": ["to_x", "to_y", "to_z"], "from_tip": True, "values": [[0.1, 0.2, 0.3]]}
+    bench = Bench(family, make_contract(extra=("tip_x", "tip_y", "tip_z", "to_x", "to_y", "to_z")), tip=tip, goals=goals)
+    bench.robot.connect()
+    measured = bench.tick()
+    x, y = (0.3 * f(0.1) + 0.2 * f(0.1 - 0.2) for f in (math.cos, math.sin))
+    assert [measured[f"tip_{axis}"] for axis in "xyz"] == pytest.approx([x, y, 0.0], abs=1e-3)
+    assert [measured[f"to_{axis}"] for axis in "xyz"] == pytest.approx([0.1 - x, 0.2 - y, 0.3], abs=1e-3)
+    bench.servos.silence(1)
+    measured = bench.tick()
+    assert not {"tip_x", "to_x"} & measured.keys(), "nobody knows where the tip is"
+    assert "shoulder_position" in measured
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -486,6 +502,9 @@ BAD_DEVICES = [
     ({"stop": "drop"}, "stop must be one of release, hold"),
     ({"stop_ramp_s": 50}, "stop_ramp_s must be 0 to 5 s"),
     ({"goals": {"channels": ["x"], "values": [[1, 2]]}}, "expected 1 finite values"),
+    ({"goals": {"channels": ["x", "y", "z"], "from_tip": True, "values": [[1, 2, 3]]}}, "from_tip needs a tip"),
+    ({"tip": {"channels": ["x", "y", "z"], "joints": {"knee": {}}}}, "tip.joints.knee: there is no servo"),
+    ({"tip": {"channels": ["x"], "joints": {"elbow": {}}}}, "a tip has 3 channels"),
 ]
 
 

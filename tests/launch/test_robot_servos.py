@@ -60,7 +60,7 @@ def policy(tmp_path_factory):
     features = tuple(Feature("identity", channel.name) for channel in robot.measurements)
     contract = Contract("so101-reach", robot.measurements, features, robot.commands, robot.rate_hz, action_repeat=2)
     contract = dataclasses.replace(contract, latency_budget_s=0.02)
-    return tiny_policy.write_policy(tmp_path_factory.mktemp("policy") / "policy.onnx", contract, {"target_y": -0.5})
+    return tiny_policy.write_policy(tmp_path_factory.mktemp("policy") / "policy.onnx", contract, {"to_target_y": -0.5})
 
 
 @pytest.fixture
@@ -115,8 +115,9 @@ def test_the_arm_goes_home_follows_the_policy_parks_and_is_left_without_torque(a
     assert check_log(log).contiguous
     transitions = load_transitions(log)
     assert len(transitions) == 60
-    targets = [transitions.measurement[transitions.episode == episode][0, 10:] for episode in (0, 1)]
-    assert not np.array_equal(*targets), "each episode has a target of its own"
+    firsts = [transitions.measurement[transitions.episode == episode][0] for episode in (0, 1)]
+    targets = [first[10:13] + first[13:16] for first in firsts]
+    np.testing.assert_allclose(targets, [[0.25, 0.0, 0.15], [0.2, 0.15, 0.1]], atol=1e-9, err_msg="each episode has its own")
     begins = [transitions.measurement[transitions.episode == episode][0, :5] for episode in (0, 1)]
     assert np.abs(begins[0] - [0.0, -0.6, 0.4, 0.4, 0.0]).max() < 0.2, "home"
     assert summary["loop"]["link"]["implausible"] == 0

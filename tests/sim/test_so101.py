@@ -205,25 +205,34 @@ def test_random_actions_break_nothing(randomization, disturbance):
 # ---- the task ----
 
 
+def targets_of(env):
+    """Return the targets (N, 3), which the environments keep as places of a site."""
+    return np.array(env.physics.parameter("site_pos")[:, env.physics.model.site("target").id])
+
+
 def test_targets_are_above_the_table_within_reach_and_differ_from_episode_to_episode():
     env = make(24)
-    targets = env.reset()[:, -3:].astype(np.float64)
+    obs = env.reset()
+    targets = targets_of(env)
+    np.testing.assert_allclose(obs[:, -6:-3] + obs[:, -3:], targets, atol=1e-6)
+    np.testing.assert_allclose(obs[:, -6:-3], forward_kinematics(env.qpos[:, :JOINTS]), atol=1e-6)
     np.testing.assert_allclose(forward_kinematics(inverse_kinematics(targets)), targets, atol=1e-3)
     assert targets[:, 2].min() > 0.03 - 1e-6
     assert (env.physics.data("ncon") == 0).all()
     assert len(np.unique(targets, axis=0)) == 24
     for _ in range(199):
-        np.testing.assert_array_equal(env.step(np.zeros((24, JOINTS))).obs[:, -3:], targets.astype(np.float32))
-    step = env.step(np.zeros((24, JOINTS)))
-    assert step.timeout.all()
-    assert (step.obs[:, -3:] != targets.astype(np.float32)).all()
+        env.step(np.zeros((24, JOINTS)))
+        np.testing.assert_array_equal(targets_of(env), targets)
+    assert env.step(np.zeros((24, JOINTS))).timeout.all()
+    assert (targets_of(env) != targets).all()
 
 
 @pytest.mark.parametrize("randomization", ["none", RANDOMIZATION])
 def test_whoever_knows_the_way_is_at_the_target_for_the_last_second(randomization):
     """A controller with inverse kinematics, which makes up for the sag as well: the task can be solved on every arm."""
     env = make(16, seed=5, randomization=randomization)
-    targets = env.reset()[:, -3:].astype(np.float64)
+    env.reset()
+    targets = targets_of(env)
     postures = inverse_kinematics(targets)
     distances, rewards = [], []
     for _ in range(199):
@@ -241,7 +250,7 @@ def test_the_reward_is_one_at_rest_on_the_target_and_falls_with_distance_and_spe
     target = forward_kinematics(posture)
 
     def reward(distance, velocity=0.0, command=0.0):
-        measurement = np.concatenate([posture, np.full(JOINTS, velocity), target, target + np.array([0.0, distance, 0.0])])
+        measurement = np.concatenate([posture, np.full(JOINTS, velocity), target, [0.0, distance, 0.0]])
         action = env.contract().unscale_command(np.full(JOINTS, command))
         return float(env.task.measured_reward(measurement[None], action[None])[0])
 
