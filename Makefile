@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 export MUJOCO_GL ?= disable
 REAL_TIME_TESTS := tests/deploy tests/launch $(patsubst %,tests/hw_drivers/test_%.py,\
-	bus_benchmark dynamixel_sdk feetech_sdk microcontroller_robot serial_link servo_server)
+	bus_benchmark dynamixel_sdk feetech_sdk rustypot microcontroller_robot serial_link servo_server)
 
 .PHONY: help demo view test lint format wheel clean
 
