@@ -179,8 +179,8 @@ class ServoBus:
         wanted = list(self._ids if ids is None else ids)
         asked, answers = self._read_once(address, length, wanted, deadline_ns, spare, leave=None)
         missing = [servo for servo in asked if servo not in answers]
-        if len(missing) > 1 and self._clock() < deadline_ns:
-            # the first that was missing may have kept the others from answering; they are asked again without it
+        if len(missing) > 1 and missing == asked[-len(missing) :] and self._clock() < deadline_ns:
+            # the first that was missing seems to have kept all behind it from answering; they are asked again without it
             self.counters.retries += 1
             answers |= self._read_once(address, length, missing[1:], deadline_ns, spare, leave=missing[0])[1]
         return {servo: answer.data[:length] for servo, answer in answers.items()}
