@@ -40,7 +40,7 @@ class RangeRecorder:
             SafetyError: a servo turned past the end of its scale, where its angle jumps by a turn.
         """
         for joint, position in positions.items():
-            if abs(position - self._last.get(joint, position)) > math.pi:
+            if abs(position) > math.pi or abs(position - self._last.get(joint, position)) > math.pi:
                 raise SafetyError(
                     f"{joint} turned past the end of its servo's scale, where the angle jumps; bring the joint to the middle of "
                     "its range and begin again. If it happens again, mount the horn so that it is near half a turn there"

@@ -6,8 +6,8 @@ import dataclasses
 import select
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -26,6 +26,9 @@ from hw_drivers.servo_scan import FoundServo, change_servo, scan_port
 _CONNECT_TIMEOUT_S = 1.0
 _POLL_S = 0.02
 _TORQUE_OFF = 0
+
+
+Connect = Callable[[RobotConfig, ServoRobotConfig], AbstractContextManager[ServoRegisters]]
 
 
 class Console(Protocol):
@@ -145,7 +148,7 @@ def only_servo(found: Sequence[FoundServo], port: str) -> FoundServo:
     return found[0]
 
 
-def calibrate_robot(robot: RobotConfig, console: Console, *, margin: float) -> RobotConfig:
+def calibrate_robot(robot: RobotConfig, console: Console, *, margin: float, connect: Connect | None = None) -> RobotConfig:
     """Learn zero, range and direction of all joints from a person who moves them by hand; returns the robot with them.
 
     The torque is off all the time. Servos that can, get the middle of their range as the middle of their scale.
@@ -154,13 +157,14 @@ def calibrate_robot(robot: RobotConfig, console: Console, *, margin: float) -> R
         robot: the robot as it is described now.
         console: the person.
         margin: what to stay away from the ends of the ranges, rad.
+        connect: finds the robot's servos, in place of opening its port.
 
     Raises:
         LinkError: servos that do not answer.
         SafetyError: a joint that was not moved as asked.
     """
     servos = servo_config(robot)
-    with _registers(robot, servos) as registers:
+    with (connect or _registers)(robot, servos) as registers:
         registers.write(dict.fromkeys(_ids(servos), _TORQUE_OFF), "torque_enable")
         console.ask("The torque is off. Bring every joint to about the middle of its range")
         _centre(registers, servos)

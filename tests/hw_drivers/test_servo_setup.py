@@ -2,11 +2,14 @@
 
 import contextlib
 import math
+from pathlib import Path
 
 import pytest
 
-from dpg_robot.config import config_from_dict
-from dpg_robot.errors import LinkError, SafetyError
+from dpg_robot.config import config_from_dict, load_config
+from dpg_robot.contract import CommandChannel, MeasurementChannel
+from dpg_robot.deploy.run_config import RobotConfig
+from dpg_robot.errors import ConfigError, LinkError, SafetyError
 from hw_drivers.dynamixel.models import find_model
 from hw_drivers.emulators.dynamixel import DynamixelBus
 from hw_drivers.emulators.feetech import FeetechBus
@@ -14,11 +17,15 @@ from hw_drivers.emulators.joints import FirstOrderJoints
 from hw_drivers.emulators.servo_server import ServoFaults, ServoWire
 from hw_drivers.emulators.simulated_link import SimulatedLink
 from hw_drivers.feetech.models import STS3215
+from hw_drivers.servo_bus import ServoBus
 from hw_drivers.servo_calibration import Range, RangeRecorder, calibrate_servo
-from hw_drivers.servo_config import ServoConfig
+from hw_drivers.servo_config import ServoConfig, ServoRobotConfig
 from hw_drivers.servo_family import find_family
+from hw_drivers.servo_registers import ServoRegisters
 from hw_drivers.servo_scan import FoundServo, change_servo, scan_link
-from hw_drivers.servo_setup import only_servo
+from hw_drivers.servo_setup import calibrate_robot, only_servo, write_robot
+
+ROBOTS = Path(__file__).parents[2] / "configs" / "robots"
 
 
 class Bench:
@@ -156,3 +163,90 @@ def test_a_feetech_homing_offset_makes_the_present_position_the_middle(position)
     servo.registers["homing_offset"] = offset
     found = bench.scan(1_000_000)[0]
     assert found.position == pytest.approx(0.0, abs=2e-3 if position != 0 else 4e-3)
+
+
+class Hands:
+    """A person who moves the joints of emulated servos as asked; each turns from 0.2 - 1 to 0.2 + 1 rad, and is at 0 at 0.2."""
+
+    def __init__(self, bench, directions):
+        self.bench, self.directions, self.said = bench, directions, []
+        self.sweep = [angle / 10 - 0.8 for angle in range(21)]
+
+    def put(self, angles):
+        for joint, angle in zip(self.bench.joints._joints, angles, strict=True):
+            joint.position = angle + self.bench.shift
+
+    def say(self, text):
+        self.said.append(text)
+
+    def ask(self, text):
+        self.said.append(text)
+        angles = [0.2, 0.2]
+        if text.startswith("Push"):
+            pushed = ["elbow", "wrist"].index(text.split()[1])
+            angles[pushed] += 0.3 * self.directions[pushed]
+        self.put(angles)
+
+    def show(self, text):
+        if not self.sweep:
+            return True
+        self.put([self.sweep.pop()] * 2)
+        return False
+
+
+@pytest.mark.parametrize("shift", [0.0, 2.9])
+def test_a_robot_is_calibrated_by_hand_wherever_its_horns_are_mounted(family, shift):
+    """With Feetech servos also where the range crosses the end of the scale; Dynamixels say so."""
+    bench = Bench(family, [1, 2])
+    bench.shift = shift
+    servos = {
+        joint: {
+            "id": number,
+            "model": "XL330-M288" if family == "dynamixel" else "STS3215",
+            "low": -1.5,
+            "high": 1.5,
+            "home": 0.5,
+        }
+        for number, joint in enumerate(("elbow", "wrist"), start=1)
+    }
+    channels = (MeasurementChannel("elbow_position", "rad"),)
+    commands = (CommandChannel("elbow_goal", "rad", -1.4, 1.4),)
+    device = {"family": family, "servos": servos, "stop_ramp_s": 0.3}
+    robot = RobotConfig("arm", "hw_drivers.servo_robot:make_servo_robot", 50.0, channels, commands, port="/dev/x", device=device)
+
+    @contextlib.contextmanager
+    def connect(robot, config):
+        with bench.open_link(1_000_000) as link:
+            models = {servo.id: bench.family.find_model(servo.model) for servo in config.servos.values()}
+            registers = ServoRegisters(bench.family, clock=link.clock, sleep=link.sleep)
+            registers.attach(ServoBus(link, bench.family.language(), list(models), clock=link.clock), models)
+            yield registers
+
+    hands = Hands(bench, directions=(1, -1))
+    if family == "dynamixel" and shift:
+        with pytest.raises(SafetyError, match="turned past the end of its servo's scale"):
+            calibrate_robot(robot, hands, margin=0.05, connect=connect)
+        return
+    calibrated = calibrate_robot(robot, hands, margin=0.05, connect=connect)
+    config = config_from_dict(ServoRobotConfig, calibrated.device, source="test")
+    assert [config.servos[joint].gear for joint in ("elbow", "wrist")] == [1.0, -1.0]
+    for servo in config.servos.values():
+        assert (servo.low, servo.high) == pytest.approx((-1.0 + 0.05, 1.0 - 0.05), abs=0.01)
+        assert servo.home == 0.5
+    assert config.stop_ramp_s == 0.3, "what was not learned stays"
+    assert any("elbow_goal ranges from -1.4 to 1.4 rad, but the joint reaches" in text for text in hands.said)
+    with connect(robot, config) as registers:  # what was learned is true of the servos as they are now
+        hands.put([0.2, 0.2])
+        for joint, servo in config.servos.items():
+            model = bench.family.find_model(servo.model)
+            angle = servo.to_joint(model.register("present_position").to_si(registers.read_one(servo.id, "present_position")))
+            assert angle == pytest.approx(0.0, abs=5e-3), joint
+    assert [bench.servos.servos[i].registers["torque_enable"] if family == "feetech" else 0 for i in (0, 1)] == [0, 0]
+
+
+def test_a_robot_file_is_written_and_read_back(tmp_path):
+    robot = load_config(RobotConfig, ROBOTS / "so101.yaml")
+    write_robot(robot, tmp_path / "mine.yaml")
+    assert load_config(RobotConfig, tmp_path / "mine.yaml") == robot
+    with pytest.raises(ConfigError, match="is no servo robot"):
+        calibrate_robot(load_config(RobotConfig, ROBOTS / "cartpole.yaml"), None, margin=0.0)
