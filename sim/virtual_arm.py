@@ -12,20 +12,15 @@ from dataclasses import dataclass
 
 import mujoco
 import numpy as np
-from numpy.typing import NDArray
 
-from sim.tasks.so101 import JOINT_LIMITS_RAD, SO101Reach, forward_kinematics
-
-TIMESTEP_S = 0.002
-MAX_CATCH_UP_S = 0.1
-"""Longest time that is simulated in one go; a process that was stalled for longer loses the rest."""
+from sim.real_time_plant import TIMESTEP_S, RealTimePlant
+from sim.tasks.so101 import JOINT_LIMITS_RAD, SO101Reach
 
 GRIPPER = "gripper"
 JOINT_NAMES = (*JOINT_LIMITS_RAD, GRIPPER)
 REST_POSE = (0.0, -1.7, 1.6, 1.0, 0.0, 0.0)
 """Joint angles in which the arm lies folded without torque, rad."""
 
-_TIMESTEP_NS = round(TIMESTEP_S * 1e9)
 _PASSIVE_DAMPING = 0.25  # N m s/rad: a gear that is turned from its slow side, with the motor's windings open
 
 
@@ -68,7 +63,7 @@ class ArmParameters:
         )
 
 
-class VirtualArm:
+class VirtualArm(RealTimePlant):
     """The arm, in real time; implements ``Joints`` of the emulated servos, one servo for each of :data:`JOINT_NAMES`.
 
     Angles of the interface are the servos'; ``gears`` and ``zeros`` say how they are mounted. The gripper's servo moves the rest
@@ -76,8 +71,6 @@ class VirtualArm:
 
     Attributes:
         parameters: the arm.
-        stalls: how often the process was stalled for longer than ``MAX_CATCH_UP_S``.
-        skipped_s: time of the arm lost in these stalls, s.
     """
 
     def __init__(
@@ -98,9 +91,8 @@ class VirtualArm:
             start: (6,) joint angles, rad.
             parameters: the arm; None draws it from the seed.
         """
+        super().__init__()
         self.parameters = parameters or ArmParameters.draw(seed)
-        self.stalls = 0
-        self.skipped_s = 0.0
         count = len(JOINT_NAMES)
         self._gears = np.array(gears if gears is not None else np.ones(count), dtype=np.float64)
         self._zeros = np.array(zeros if zeros is not None else np.zeros(count), dtype=np.float64) + self.parameters.offsets
@@ -112,24 +104,9 @@ class VirtualArm:
         self._goals, self._aims = np.array(start, dtype=np.float64), np.array(start, dtype=np.float64)
         self._velocity_limits = np.full(count, math.inf)
         self._on = np.zeros(count, dtype=np.bool_)
-        self._time_ns: int | None = None
         for index in range(count):
             self._apply_torque(index)
         mujoco.mj_forward(self._model, self._data)
-
-    def advance(self, until_ns: int) -> None:
-        """Simulate up to ``until_ns`` in physics steps; the first call only sets the clock."""
-        if self._time_ns is None:
-            self._time_ns = until_ns
-        behind_ns = until_ns - self._time_ns
-        if behind_ns > MAX_CATCH_UP_S * 1e9:
-            lost_ns = behind_ns - round(MAX_CATCH_UP_S * 1e9)
-            self.stalls += 1
-            self.skipped_s += lost_ns * 1e-9
-            self._time_ns += lost_ns
-        while self._time_ns + _TIMESTEP_NS <= until_ns:
-            self._step()
-            self._time_ns += _TIMESTEP_NS
 
     def position(self, index: int) -> float:
         """Return a servo's angle, rad."""
@@ -167,14 +144,6 @@ class VirtualArm:
         if share != self._shares[index]:
             self._shares[index] = share
             self._apply_torque(index)
-
-    def joint_angles(self) -> NDArray[np.float64]:
-        """Return (6,) the true joint angles, rad."""
-        return np.array(self._data.qpos)
-
-    def tip(self) -> NDArray[np.float64]:
-        """Return (3,) the true place of the gripper's tip, m."""
-        return forward_kinematics(self._data.qpos[: len(JOINT_LIMITS_RAD)])
 
     def _apply_torque(self, index: int) -> None:
         if index >= len(self._forces):

@@ -16,17 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpg_robot.contract import CommandChannel, MeasurementChannel
+from sim.real_time_plant import TIMESTEP_S, RealTimePlant
 from sim.suite_model import load_suite_model
 
 FORCE_LIMIT_N = 10.0
-TIMESTEP_S = 0.002
-MAX_CATCH_UP_S = 0.1
-"""Longest time that is simulated in one go; a process that was stalled for longer loses the rest."""
 
 ENCODER_COUNTS_PER_TURN = 4096
 POSITION_QUANTUM_M = 1e-4
 
-_TIMESTEP_NS = round(TIMESTEP_S * 1e9)
 _VELOCITY_FILTER_S = 0.01
 _NOISE_HOLD_STEPS = round(0.02 / TIMESTEP_S)
 
@@ -94,7 +91,7 @@ class CartpoleParameters:
         )
 
 
-class VirtualCartpole:
+class VirtualCartpole(RealTimePlant):
     """Cart-pole hanging at rest near the middle of its rail, in real time. Fits ``Plant`` of the emulated microcontroller.
 
     The pole angle is 0 upright and pi hanging, and counts turns. The encoders are read at every physics step; velocities are
@@ -102,8 +99,7 @@ class VirtualCartpole:
     same steps, two runs are equal, whatever the real time did.
 
     Attributes:
-        stalls: how often the process was stalled for longer than ``MAX_CATCH_UP_S``.
-        skipped_s: plant time lost in these stalls, s.
+        parameters: the robot.
     """
 
     name = "cartpole-mcu"
@@ -123,16 +119,14 @@ class VirtualCartpole:
             seed: seed of the start, the noise and the pushes.
             parameters: the robot; None draws it from the seed.
         """
+        super().__init__()
         self.parameters = parameters or CartpoleParameters.draw(seed)
-        self.stalls = 0
-        self.skipped_s = 0.0
         start, noise, pushes = (np.random.default_rng([seed, stream]) for stream in (1, 2, 3))
         self._noise_rng, self._push_rng = noise, pushes
         self._model = _build_model(self.parameters)
         self._data = mujoco.MjData(self._model)
         self._data.qpos[:] = start.uniform(-0.1, 0.1), math.pi
         mujoco.mj_forward(self._model, self._data)
-        self._time_ns: int | None = None
         self._steps = 0
         self._force: float | None = None
         self._noise = 0.0
@@ -149,20 +143,6 @@ class VirtualCartpole:
     def release(self) -> None:
         """Switch the motor off: no force and no force noise."""
         self._force = None
-
-    def advance(self, until_ns: int) -> None:
-        """Simulate up to ``until_ns`` (``time.monotonic_ns``) in physics steps; the first call only sets the clock."""
-        if self._time_ns is None:
-            self._time_ns = until_ns
-        behind_ns = until_ns - self._time_ns
-        if behind_ns > MAX_CATCH_UP_S * 1e9:
-            lost_ns = behind_ns - round(MAX_CATCH_UP_S * 1e9)
-            self.stalls += 1
-            self.skipped_s += lost_ns * 1e-9
-            self._time_ns += lost_ns
-        while self._time_ns + _TIMESTEP_NS <= until_ns:
-            self._step()
-            self._time_ns += _TIMESTEP_NS
 
     def measure(self) -> NDArray[np.float64]:
         """Return cart position (m), pole angle (rad), cart velocity (m/s), pole velocity (rad/s) as the sensors give them."""

@@ -15,7 +15,6 @@ import re
 import secrets
 import time
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +35,7 @@ from dpg_robot.data.log_format import (
 from dpg_robot.data.transition import tick_dtype
 from dpg_robot.errors import LogWriteError
 from dpg_robot.files import sync_folder
+from dpg_robot.versions import installed_version
 
 SEGMENT_SECONDS = 30.0
 SEGMENT_BYTES = 32 * 1024 * 1024
@@ -236,7 +236,7 @@ class _Segment:
         return self._file.tell()
 
     def begin(self, metadata: dict[str, str]) -> None:
-        self._mcap.start(profile="", library=f"dpg-robot {_installed_version('dpg-robot')}")
+        self._mcap.start(profile="", library=f"dpg-robot {installed_version('dpg-robot') or 'unknown'}")
         self._mcap.add_metadata(RUN_METADATA, metadata)
         schema = self._mcap.register_schema(SCHEMA_NAME, "protobuf", schema_data())
         self._channel = self._mcap.register_channel(TOPIC, "protobuf", schema)
@@ -302,7 +302,7 @@ class _FlushedFile:
 
 
 def _describe_run(run_id: str, contract: Contract) -> dict[str, str]:
-    software = {name: _installed_version(name) for name in ("dpg-robot", "numpy", "mcap", "protobuf")}
+    software = {name: installed_version(name) or "unknown" for name in ("dpg-robot", "numpy", "mcap", "protobuf")}
     return {
         "format_version": str(FORMAT_VERSION),
         "run_id": run_id,
@@ -312,10 +312,3 @@ def _describe_run(run_id: str, contract: Contract) -> dict[str, str]:
         "software": json.dumps({**software, "python": platform.python_version()}),
         "host": platform.node(),
     }
-
-
-def _installed_version(distribution: str) -> str:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return "unknown"

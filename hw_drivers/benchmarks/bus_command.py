@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from dpg_robot.errors import unknown_name
+from dpg_robot.versions import installed_versions
 from hw_drivers.benchmarks import bus_cycle
 from hw_drivers.benchmarks.bus_cycle import CYCLES_BEFORE, Setup
 from hw_drivers.benchmarks.families import DYNAMIXEL, FEETECH
@@ -27,6 +26,7 @@ from hw_drivers.benchmarks.late_answers import (
     run_simulated,
 )
 from hw_drivers.benchmarks.readers import DEADLINE_NS, READERS, Reader
+from hw_drivers.benchmarks.text_table import text_table
 
 _PACKAGES = ("dpg-robot", "pyserial", "dynamixel-sdk", "feetech-servo-sdk")
 _MOST_SERVOS = 20
@@ -178,7 +178,7 @@ def _late_text(entry: dict[str, Any], servos: int) -> str:
         row = [outcome["family"], outcome["reader"], *(f"{count:,}" for count in (*counts, outcome["raised"])), *times]
         rows.append(row)
     title = f"{entry['scenario']}, {entry['time']} time: {outcomes[0]['reads']:,} reads of {servos} servos; {entry['faults']}"
-    return "\n".join([title, "", *_table(rows)])
+    return "\n".join([title, "", *text_table(rows)])
 
 
 def _cycle_text(buses: Sequence[dict[str, Any]]) -> str:
@@ -200,7 +200,7 @@ def _cycle_text(buses: Sequence[dict[str, Any]]) -> str:
                 *("" if fast is None else _ms(fast), *(real or [""] * 3)),
             ]
         )
-    return "\n".join(["read all and write all; 'ratio' is mean over least, in simulated time", "", *_table(rows)])
+    return "\n".join(["read all and write all; 'ratio' is mean over least, in simulated time", "", *text_table(rows)])
 
 
 def _silence_text(buses: Sequence[dict[str, Any]]) -> str:
@@ -215,7 +215,7 @@ def _silence_text(buses: Sequence[dict[str, Any]]) -> str:
                 for some in (before, after[3:])
             ]
             rows.append([*_bus_cells(bus), name, steady[0], *cells, steady[1]])
-    return "\n".join(["one servo falls silent, in simulated time", "", *_table(rows)])
+    return "\n".join(["one servo falls silent, in simulated time", "", *text_table(rows)])
 
 
 def _bus_cells(bus: dict[str, Any]) -> list[str]:
@@ -227,20 +227,8 @@ def _ms(seconds: float) -> str:
     return f"{seconds * 1e3:.2f}"
 
 
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return lines with cells under each other."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-
-
 def _provenance(arguments: argparse.Namespace) -> dict[str, Any]:
-    versions: dict[str, str | None] = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = None
-    return {"part": arguments.part, "versions": versions}
+    return {"part": arguments.part, "versions": installed_versions(_PACKAGES)}
 
 
 def _check_servos(counts: Sequence[int]) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 from dpg_robot.errors import DpgError, unknown_name
 from hw_drivers.benchmarks.faults_campaign import STACKS, run_campaign
 from hw_drivers.benchmarks.faults_catalogue import all_kinds
+from hw_drivers.benchmarks.text_table import text_table
 
 _Key = tuple[int, int, str, tuple[str, ...]]
 
@@ -142,7 +143,7 @@ def report(lines: Sequence[dict[str, Any]]) -> str:
         f"{sum(line['values'] for line in lines):,} valid values compared, "
         f"{sum(line['goals'] for line in lines):,} goals checked, {len(violations)} violations"
     )
-    return "\n".join([*_table(rows), "", total, *violations])
+    return "\n".join([*text_table(rows), "", total, *violations])
 
 
 def _cells(results: Sequence[dict[str, Any]]) -> list[str]:
@@ -174,8 +175,3 @@ def _append(path: Path, line: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         file.write(json.dumps(line) + "\n")
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

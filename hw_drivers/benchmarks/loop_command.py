@@ -7,17 +7,18 @@ import platform
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from dpg_robot.contract import Contract
 from dpg_robot.errors import unknown_name
+from dpg_robot.versions import installed_versions
 from hw_drivers.benchmarks.loop_alone import measure_memory, measure_step
 from hw_drivers.benchmarks.loop_bare import compile_bare_loop
 from hw_drivers.benchmarks.loop_robot import ROBOTS, make_contract, wire_time_s
 from hw_drivers.benchmarks.loop_runs import BARE, CONDITIONS, Plan, Runner, compare, summarize
 from hw_drivers.benchmarks.loop_wakeups import PERCENTILES
+from hw_drivers.benchmarks.text_table import text_table
 
 PolicyWriter = Callable[[Mapping[Path, Contract], Sequence[int]], None]
 
@@ -100,7 +101,7 @@ def run_loop(arguments: argparse.Namespace, programs: Path, write_policies: Poli
         },
         "argv": sys.argv[1:],
         "kernel": f"{platform.release()} {platform.version()}",
-        "versions": _versions(),
+        "versions": installed_versions(_PACKAGES),
         "wire_s_per_tick": wire_time_s(arguments.servos),
         "loops": runs,
         "step": step,
@@ -145,7 +146,7 @@ def _wakeup_table(runs: Sequence[Mapping[str, Any]]) -> list[str]:
         counts = [f"{run['ticks']:,}", f"{run['missed']:,}"]
         times = [_number(latency.get(name)) for name in PERCENTILES]
         rows.append([*_cells(run), *counts, *times, *(_number(over.get(name), 2) for name in PERCENTILES[:3])])
-    return _table(rows)
+    return text_table(rows, to_the_right=True)
 
 
 def _tick_table(runs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -160,7 +161,7 @@ def _tick_table(runs: Sequence[Mapping[str, Any]]) -> list[str]:
             counts = (run["records"]["pushed"], run["records_lost"])
             tail = [f"{run['late_commands']:,}", f"{run['fresh_measurements']:.2%}", *(f"{count:,}" for count in counts)]
         rows.append([*_cells(run), *times, *tail])
-    return _table(rows)
+    return text_table(rows, to_the_right=True)
 
 
 def _measure_runs(plan: Plan, runner: Runner, progress: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -207,24 +208,8 @@ def _describe(choices: Mapping[str, str]) -> str:
     return "; ".join(f"{name}: {text}" for name, text in choices.items())
 
 
-def _versions() -> dict[str, str | None]:
-    versions: dict[str, str | None] = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = None
-    return versions
-
-
 def _number(value: float | None, digits: int = 0) -> str:
     return "" if value is None else f"{value:,.{digits}f}"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return lines with cells under each other."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
 
 
 class _Progress:

@@ -16,6 +16,7 @@ from hw_drivers.benchmarks.families import FAMILIES, Family, StampedJoints
 from hw_drivers.benchmarks.scheduled_faults import ScheduledFaults
 from hw_drivers.emulators.joints import EmulatedBus
 from hw_drivers.emulators.servo_server import ServoServer, ServoWire
+from hw_drivers.emulators.simulated_link import SimulatedLink
 from hw_drivers.serial_link import SerialLink
 from hw_drivers.servo_bus import BusLink
 
@@ -52,52 +53,6 @@ class Transport(Protocol):
     def faults(self) -> dict[str, int]:
         """Return how often each fault was done; ends the transport."""
         ...
-
-
-class SimulatedLink:
-    """A link over the wire's model, whose time passes only while the host waits: exact, and free of what the machine does.
-
-    Attributes:
-        baud_rate: bits per second.
-        now_ns: the time.
-    """
-
-    def __init__(self, wire: ServoWire) -> None:
-        self.baud_rate = wire.bus.baud_rate
-        self.now_ns = 0
-        self._wire = wire
-        self._received = bytearray()
-
-    @property
-    def waiting(self) -> int:
-        """Number of bytes that have arrived and were not read."""
-        return len(self._received)
-
-    def read(self, deadline_ns: int) -> bytes:
-        """Return bytes as soon as there are any; empty when none came before the deadline."""
-        while not self._received and self.now_ns < deadline_ns:
-            self.wait_for_event(deadline_ns)
-        return self.take(len(self._received))
-
-    def write(self, data: bytes, deadline_ns: int) -> None:
-        """Send bytes."""
-        self._wire.send(data, self.now_ns)
-
-    def take(self, count: int) -> bytes:
-        """Return at most ``count`` of the bytes that have arrived."""
-        taken = bytes(self._received[:count])
-        del self._received[:count]
-        return taken
-
-    def wait_for_event(self, until_ns: int) -> None:
-        """Let time pass until something has arrived at either end, or up to ``until_ns``."""
-        event_ns = self._wire.next_event_ns
-        self.wait_until(until_ns if event_ns is None else min(until_ns, max(event_ns, self.now_ns + 1)))
-
-    def wait_until(self, until_ns: int) -> None:
-        """Let time pass up to ``until_ns``."""
-        self.now_ns = max(self.now_ns, until_ns)
-        self._received += self._wire.advance(self.now_ns)
 
 
 class SimulatedSerial:

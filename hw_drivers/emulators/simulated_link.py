@@ -28,6 +28,11 @@ class SimulatedLink:
         self._wire = wire
         self._received = bytearray()
 
+    @property
+    def waiting(self) -> int:
+        """Number of bytes that have arrived and were not read."""
+        return len(self._received)
+
     def clock(self) -> int:
         """Return the time, ns."""
         return self.now_ns
@@ -50,11 +55,8 @@ class SimulatedLink:
         """Return bytes as soon as there are any; empty when none came before the deadline. Raises LinkError when unplugged."""
         self._require_plug()
         while not self._received and self.now_ns < deadline_ns:
-            event_ns = self._wire.next_event_ns
-            self.wait_until(deadline_ns if event_ns is None else min(deadline_ns, max(event_ns, self.now_ns + 1)))
-        data = bytes(self._received)
-        self._received.clear()
-        return data
+            self.wait_for_event(deadline_ns)
+        return self.take(len(self._received))
 
     def write(self, data: bytes, deadline_ns: int) -> None:
         """Send bytes. Raises LinkTimeoutError when blocked, LinkError when unplugged."""
@@ -63,6 +65,17 @@ class SimulatedLink:
             self.wait_until(deadline_ns)
             raise LinkTimeoutError("the simulated link took no bytes before the deadline, as it is blocked")
         self._wire.send(data, self.now_ns)
+
+    def take(self, count: int) -> bytes:
+        """Return at most ``count`` of the bytes that have arrived."""
+        taken = bytes(self._received[:count])
+        del self._received[:count]
+        return taken
+
+    def wait_for_event(self, until_ns: int) -> None:
+        """Let time pass until something has arrived at either end, or up to ``until_ns``."""
+        event_ns = self._wire.next_event_ns
+        self.wait_until(until_ns if event_ns is None else min(until_ns, max(event_ns, self.now_ns + 1)))
 
     def wait_until(self, until_ns: int) -> None:
         """Let time pass up to ``until_ns``."""

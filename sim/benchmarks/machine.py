@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from dpg_robot.versions import installed_versions
 from sim.benchmark import usable_cores
 
 _PACKAGES = ("dpg-robot", "mujoco", "dm-control", "gymnasium", "numpy")
@@ -23,7 +23,7 @@ def machine_facts() -> dict[str, Any]:
         "memory_bytes": psutil.virtual_memory().total,
         "load_average": list(psutil.getloadavg()),
         "system": platform.platform(),
-        "versions": {"python": platform.python_version()} | {name: package_version(name) for name in _PACKAGES},
+        "versions": installed_versions(_PACKAGES),
     }
 
 
@@ -35,11 +35,3 @@ def cpu_model() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
-
-
-def package_version(name: str) -> str | None:
-    """Return the installed version of a package, None if it is not installed."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import platform
 import subprocess
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from dpg_robot.versions import installed_versions
 
 _PACKAGES = ("dpg-robot", "torch", "numpy", "mujoco", "gymnasium", "stable-baselines3", "sb3-contrib")
 _ROOT = Path(__file__).resolve().parents[2]
@@ -26,13 +26,7 @@ def describe_code() -> dict[str, Any]:
 
 def describe_versions() -> dict[str, str | None]:
     """Return the versions of Python and of the packages that results depend on; None for what is not installed."""
-    versions: dict[str, str | None] = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = None
-    return versions
+    return installed_versions(_PACKAGES)
 
 
 def now() -> str:

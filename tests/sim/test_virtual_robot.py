@@ -16,12 +16,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sim.real_time_plant import MAX_CATCH_UP_S, TIMESTEP_S
 from sim.suite_model import load_suite_model
 from sim.virtual_robot import (
     ENCODER_COUNTS_PER_TURN,
-    MAX_CATCH_UP_S,
     POSITION_QUANTUM_M,
-    TIMESTEP_S,
     CartpoleParameters,
     VirtualCartpole,
 )
