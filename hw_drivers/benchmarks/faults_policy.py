@@ -1,7 +1,7 @@
 """Policies that move all joints to and fro around a pose, and may fail at a chosen step; real policy files.
 
-In step k of an episode, the action of each joint is center + amplitude * sin(2 pi k / period). The first number of a history's
-frame counts the steps.
+In step k of an episode, the command of each joint is center + amplitude * sin(2 pi k / period + phase). The first number of a
+history's frame counts the steps.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ def write_policy(
     centers: Sequence[float],
     amplitudes: Sequence[float],
     periods_s: Sequence[float],
+    phases: Sequence[float],
     *,
     failure: Failure = "",
     at_step: int = 0,
@@ -42,9 +43,10 @@ def write_policy(
     Args:
         path: file to write.
         contract: with a history of :data:`HISTORY`.
-        centers: (A,) commands in the middle of the movement, SI units.
-        amplitudes: (A,) its amplitudes, SI units.
+        centers: (A,) commands in the middle of the movement, in units of the commands.
+        amplitudes: (A,) its amplitudes, in units of the commands.
         periods_s: (A,) its periods, s.
+        phases: (A,) its phases, rad.
         failure: what the policy does wrong from ``at_step`` on; nothing if empty.
         at_step: step of an episode, from 0.
     """
@@ -53,6 +55,7 @@ def write_policy(
     constants = {
         "center": (np.array(centers) - middle) / half,
         "amplitude": np.array(amplitudes) / half,
+        "phase": np.array(phases),
         "turn_per_step": 2 * math.pi / (np.array(periods_s) * contract.rate_hz),
         "half": half,
         "middle": middle,
@@ -80,7 +83,8 @@ def _build(contract: Contract, constants: dict[str, NDArray[np.float64]], failur
         node("Slice", ["history_in", "zero", "one", "one"], ["last_count"]),
         node("Add", ["last_count", "one_step"], ["count"]),
         node("Mul", ["count", "turn_per_step"], ["turned"]),
-        node("Sin", ["turned"], ["wave"]),
+        node("Add", ["turned", "phase"], ["angle"]),
+        node("Sin", ["angle"], ["wave"]),
         node("Mul", ["amplitude", "wave"], ["d"]),
         node("Add", ["center", "d"], ["good"]),
         *_failure_nodes(failure, a),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import re
 import subprocess
@@ -27,11 +28,10 @@ from dpg_robot.deploy.safety import GoalLimit, SafetyConfig
 from dpg_robot.errors import DpgError, LinkError
 from hw_drivers.benchmarks.faults_policy import HISTORY, Failure, write_policy
 from hw_drivers.emulators.fault_schedule import BusFault
-from hw_drivers.servo_config import ServoConfig, ServoRobotConfig
+from hw_drivers.servo_config import ServoConfig, ServoRobotConfig, resolve_command
 
 RATE_HZ = 25.0
-MAX_COMMAND_RATE = 3.0
-"""Largest change of a goal, rad/s."""
+_MAX_GOAL_SPEED = 3.0  # of joints that take angles, rad/s
 STOP_RAMP_S = 0.2
 STARTED_S = 60.0
 """Longest time that a program may take to start on a busy machine, s."""
@@ -39,7 +39,7 @@ STARTED_S = 60.0
 _HOMES = {"shoulder_lift": -1.62, "elbow_flex": 1.5, "wrist_flex": 1.0}  # where it falls, it can get up from
 _AMPLITUDE, _LOADED_AMPLITUDE, _SHORTEST_PERIOD_S = 0.2, 0.1, 1.4
 _FREE_JOINTS = ("shoulder_pan", "wrist_roll")
-_GOAL = "_goal"  # end of the names of commands
+_STUCK_ERROR, _STUCK_S = 0.08, 0.25  # a joint that stands still so far from its goal, for so long, is stuck
 _ARM_SEED = 1  # an arm that can get up from wherever it falls; that of seed 0 may wedge its wrist
 _DYNAMIXELS = 4
 _LOOK_NS = 50_000_000  # the next look at a process comes within
@@ -75,37 +75,47 @@ class Stack:
             "faults", robot.measurements, features, robot.commands, robot.rate_hz, history=HISTORY, latency_budget_s=0.5 / RATE_HZ
         )
 
+    @property
+    def max_goal_speeds(self) -> dict[str, float]:
+        """Fastest change of the goal of each joint, rad/s."""
+        speeds = {name: servo.max_velocity for name, servo in self.servos.servos.items()}  # of those that are held
+        for channel in self.robot.commands:
+            command = resolve_command(channel.name, self.servos)
+            is_speed = command.quantity == "speed"
+            speeds[command.joint] = channel.high if is_speed else self.robot.safety.max_command_rate[channel.name]
+        return speeds
+
     def write_policy(self, path: Path, failure: Failure = "", at_step: int = 0) -> Path:
         """Write a policy that moves every joint around its home."""
-        servos = self.servos.servos
-        homes = [servos[command.name.removesuffix(_GOAL)].home for command in self.robot.commands]
-        # different periods, so that joints are at different places
-        periods = [_SHORTEST_PERIOD_S * (1.0 + 0.1 * number) for number in range(len(homes))]
-        amplitudes = [_AMPLITUDE if number in self.followers else _LOADED_AMPLITUDE for number in range(len(homes))]
-        return write_policy(path, self.contract, homes, amplitudes, periods, failure=failure, at_step=at_step)
+        centers, amplitudes, periods, phases = [], [], [], []
+        for number, channel in enumerate(self.robot.commands):
+            command = resolve_command(channel.name, self.servos)
+            period = _SHORTEST_PERIOD_S * (1.0 + 0.1 * number)  # different ones, so that joints are at different places
+            amplitude = _AMPLITUDE if number in self.followers else _LOADED_AMPLITUDE
+            is_speed = command.quantity == "speed"
+            centers.append(0.0 if is_speed else self.servos.servos[command.joint].home)
+            amplitudes.append(amplitude * 2 * math.pi / period if is_speed else amplitude)
+            phases.append(0.5 * math.pi if is_speed else 0.0)
+            periods.append(period)
+        return write_policy(path, self.contract, centers, amplitudes, periods, phases, failure=failure, at_step=at_step)
 
 
 def so101_stack(configs: Path) -> Stack:
     """Return an SO-101 on Feetech servos, with the physics of its arm; it moves near the pose in which it rests."""
     robot = load_config(RobotConfig, configs / "robots" / "so101.yaml")
-    servos = config_from_dict(ServoRobotConfig, robot.device, source="so101")
-    near = {
-        name: dataclasses.replace(servo, home=_HOMES.get(name, servo.home), park=None) for name, servo in servos.servos.items()
+    config = config_from_dict(ServoRobotConfig, robot.device, source="so101")
+    servos = {
+        name: dataclasses.replace(servo, home=_HOMES.get(name, servo.home), park=None) for name, servo in config.servos.items()
     }
-    device = dataclasses.replace(servos, servos=near, stop_ramp_s=STOP_RAMP_S, soft_start_s=0.2)
-    # the others hang through by more than they move
-    free = {f"{name}{_GOAL}": _closely_following(name) for name in _FREE_JOINTS}
-    goals = {name: free.get(name, goal) for name, goal in robot.safety.goals.items()}
-    rates = {channel.name: MAX_COMMAND_RATE for channel in robot.commands}
-    safety = dataclasses.replace(robot.safety, goals=goals, max_command_rate=rates)
+    for name in _FREE_JOINTS:  # the others hang through by more than they move
+        servos[name] = dataclasses.replace(servos[name], max_lead=_STUCK_ERROR, stuck_s=_STUCK_S)
     changed = dataclasses.replace(
         robot,
         rate_hz=RATE_HZ,
-        device=config_to_dict(device),
-        safety=safety,
+        device=config_to_dict(dataclasses.replace(config, servos=servos, stop_ramp_s=STOP_RAMP_S, soft_start_s=0.2)),
         homing={"speed": 1.5, "tolerance": 0.1, "rest_s": 0.1},
     )
-    followers = tuple(list(servos.servos).index(name) for name in _FREE_JOINTS)
+    followers = tuple(list(servos).index(name) for name in _FREE_JOINTS)
     return Stack("so101", changed, ("so101", "--seed", str(_ARM_SEED)), followers)
 
 
@@ -120,9 +130,9 @@ def dynamixel_stack() -> Stack:
     quantities = [(name, quantity, unit) for quantity, unit in (("position", "rad"), ("velocity", "rad/s")) for name in names]
     safety = SafetyConfig(
         zero_command_is_safe=False,
-        goals={f"{name}{_GOAL}": _closely_following(name) for name in names},
+        goals={f"{name}_goal": _closely_following(name) for name in names},
         max_speed={f"{name}_velocity": 8.0 for name in names},
-        max_command_rate={f"{name}_goal": MAX_COMMAND_RATE for name in names},
+        max_command_rate={f"{name}_goal": _MAX_GOAL_SPEED for name in names},
     )
     robot = RobotConfig(
         name="dynamixel",
@@ -316,7 +326,7 @@ def wait_until(condition: Callable[[], bool], timeout_s: float, poll_s: float = 
 
 
 def _closely_following(joint: str) -> GoalLimit:
-    return GoalLimit(position=f"{joint}_position", stuck_error=0.08, stuck_s=0.4)
+    return GoalLimit(position=f"{joint}_position", stuck_error=_STUCK_ERROR, stuck_s=_STUCK_S)
 
 
 def _runs(process: psutil.Process) -> bool:

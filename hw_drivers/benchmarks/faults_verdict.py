@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from dpg_robot.data.robot_log import check_log
 from dpg_robot.data.transition import LoopState
 from dpg_robot.errors import DpgError
-from hw_drivers.benchmarks.faults_stack import MAX_COMMAND_RATE, RobotRun, Stack
+from hw_drivers.benchmarks.faults_stack import RobotRun, Stack
 from hw_drivers.servo_config import resolve_measurement
 
 STILL_RAD_PER_S = 0.1
@@ -83,6 +83,7 @@ def check_goals(stack: Stack, events: Sequence[Event]) -> tuple[int, list[str]]:
     limits = [servo.settings() for servo in servos]
     numbers = {servo.id: number for number, servo in enumerate(servos)}
     steps = [abs(model.register("goal_position").to_si(1) - model.register("goal_position").to_si(0)) for model in models]
+    speeds = [stack.max_goal_speeds[name] for name in stack.servos.servos]
     on = [False] * len(servos)
     last: dict[int, tuple[int, float]] = {}
     checked, wrong = 0, []
@@ -103,7 +104,7 @@ def check_goals(stack: Stack, events: Sequence[Event]) -> tuple[int, list[str]]:
                 if number in last and on[number]:
                     before_ns, before = last[number]
                     periods = max(1, round((event["t"] - before_ns) * 1e-9 * stack.robot.rate_hz))
-                    most = MAX_COMMAND_RATE / stack.robot.rate_hz * periods * abs(servos[number].gear) + 2 * step
+                    most = speeds[number] / stack.robot.rate_hz * periods * abs(servos[number].gear) + 2 * step
                     if abs(goal - before) > most:
                         wrong.append(
                             f"servo {number}: goal {goal:.4f} rad is {abs(goal - before):.4f} from the last, allowed {most:.4f}"

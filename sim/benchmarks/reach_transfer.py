@@ -23,16 +23,18 @@ class Reaching:
     """How near the tip came to its targets.
 
     Attributes:
-        distance: (E, T) distance of the tip from its target after each control step, m.
+        distance: (E, T) distance of the tip from its target after each control step, m; NaN after the arm was stopped.
         rate_hz: control steps per second.
+        stops: how often the arm was stopped, in an episode or on the way to the next.
     """
 
     distance: NDArray[np.float64]
     rate_hz: float
+    stops: int = 0
 
     @property
     def final(self) -> NDArray[np.float64]:
-        """(E,) largest distance in the last half second, m."""
+        """(E,) largest distance in the last half second, m; NaN where the arm was stopped."""
         return np.asarray(self.distance[:, -max(1, round(_LAST_S * self.rate_hz)) :].max(axis=1))
 
     @property
@@ -45,14 +47,15 @@ class Reaching:
         """Standard error of ``success``."""
         return float(np.sqrt(self.success * (1 - self.success) / len(self.distance)))
 
-    def to_dict(self) -> dict[str, float | list[float]]:
-        """Return plain values for JSON; distances in m."""
+    def to_dict(self) -> dict[str, float | list[float | None]]:
+        """Return plain values for JSON; distances in m, None where the arm was stopped."""
         return {
             "episodes": len(self.distance),
+            "stops": self.stops,
             "success": self.success,
             "standard_error": self.success_error,
-            "median_distance": float(np.median(self.final)),
-            "distance": self.final.round(5).tolist(),
+            "median_distance": float(np.nanmedian(self.final)),
+            "distance": [None if np.isnan(distance) else round(distance, 5) for distance in self.final.tolist()],
         }
 
 

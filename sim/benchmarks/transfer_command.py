@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from dpg_robot.config import dump_config, load_config
 from dpg_robot.data.robot_log import load_transitions
 from dpg_robot.deploy.run_config import RobotConfig
-from dpg_robot.errors import ConfigError, SafetyError
+from dpg_robot.errors import ConfigError, LogError, SafetyError
 from dpg_robot.policy_file import read_policy_file
 from sim.benchmarks.reach_transfer import Reaching, distances_to, draw_targets, reach_in_simulation, require_reach
 from sim.benchmarks.tables import markdown_table
 from sim.tasks.so101 import JOINT_LIMITS_RAD
 
 _JOINTS = len(JOINT_LIMITS_RAD)
+_FEWEST_STOPS, _MOST_STOPS = 3, 0.2  # of an arm, the latter as a share of the targets
 
 
 def add_transfer_arguments(commands: Any, launch: Path, configs: Path) -> None:
@@ -90,30 +91,58 @@ def reach_on_arm(
 ) -> Reaching:
     """Let ``robot.py`` run an episode for each target on the arm at a port, and return how near it came, from its log.
 
+    When the arm is stopped, because it pushes against the table for example, it starts again with the targets that are left; an
+    episode that was under way has failed.
+
     Raises:
-        SafetyError: the run did not come to its end; the reason stands on stderr.
+        SafetyError: the arm was stopped too often; the reasons stand on stderr.
         ConfigError: the arm's goals are not the targets.
     """
     goals = robot.device.get("goals", {})
     if len(goals.get("channels", ())) != 3:
         raise ConfigError(f"{arguments.robot}: device.goals must have 3 channels for the target, got {goals.get('channels')}")
-    device = robot.device | {"goals": goals | {"values": targets.tolist()}}
+    episodes: list[NDArray[np.float64]] = []
+    stops = 0
+    while len(episodes) < len(targets):
+        left = targets[len(episodes) :]
+        device = robot.device | {"goals": goals | {"values": left.tolist()}}
+        episodes += _run_episodes(arguments, launch, dataclasses.replace(robot, device=device), port, len(left))
+        if len(episodes) < len(targets):
+            stops += 1
+            if stops > max(_FEWEST_STOPS, _MOST_STOPS * len(targets)):
+                raise SafetyError(f"the arm was stopped {stops} times, after {len(episodes)} of {len(targets)} targets")
+            print(f"transfer: stopped after {len(episodes)} of {len(targets)} targets; it goes on", file=sys.stderr)
+    return Reaching(distances_to(targets[:, None], np.stack(episodes)), robot.rate_hz, stops)
+
+
+def _run_episodes(
+    arguments: argparse.Namespace, launch: Path, robot: RobotConfig, port: str, count: int
+) -> list[NDArray[np.float64]]:
+    """Run episodes and return the joints' angles (T, 5) of each that began, rad; NaN where the last one was stopped."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        dump_config(dataclasses.replace(robot, device=device), folder / "robot.yaml")
+        dump_config(robot, folder / "robot.yaml")
         command = [
             sys.executable, str(launch / "robot.py"), "run", "--robot", str(folder / "robot.yaml"), "--policy",
             str(arguments.policy), "--port", port, "--log", str(folder / "log"), "--json", str(folder / "run.json"), "--episodes",
-            str(len(targets)), "--episode-seconds", str(arguments.episode_seconds),
+            str(count), "--episode-seconds", str(arguments.episode_seconds),
         ]  # fmt: skip
         code = subprocess.run(command, stdout=sys.stderr, check=False).returncode
-        if code:
+        if code and not (folder / "run.json").exists():
             raise SafetyError(f"robot.py ended with exit code {code}, for the reason above")
         run = json.loads((folder / "run.json").read_text())["run_id"]
-        transitions = load_transitions(folder / "log" / run)
-    episodes = [transitions.next_measurement[transitions.episode == episode] for episode in range(len(targets))]
-    joints = np.stack([episode[:, :_JOINTS] for episode in episodes])
-    return Reaching(distances_to(targets[:, None], joints), robot.rate_hz)
+        try:
+            transitions = load_transitions(folder / "log" / run)
+        except LogError:
+            if not code:
+                raise
+            return []  # it was stopped before the first episode
+    steps = round(arguments.episode_seconds * robot.rate_hz)
+    found = []
+    for episode in range(min(count, int(transitions.episode.max()) + 1)):
+        joints = transitions.next_measurement[transitions.episode == episode][:steps, :_JOINTS]
+        found.append(np.pad(joints.astype(np.float64), ((0, steps - len(joints)), (0, 0)), constant_values=np.nan))
+    return found
 
 
 @contextmanager
@@ -134,16 +163,17 @@ def emulated_arm(launch: Path, robot: Path, seed: int) -> Iterator[str]:
 
 def describe(results: dict[str, Reaching]) -> str:
     """Return the results as a table."""
-    rows = [["", "episodes", "success", "median distance in the last half second (mm)", "90th percentile (mm)"]]
+    rows = [["", "episodes", "stops", "success", "median distance in the last half second (mm)", "90th percentile (mm)"]]
     for name, result in results.items():
         final = 1e3 * result.final
         rows.append(
             [
                 name,
                 str(len(final)),
+                str(result.stops),
                 f"{100 * result.success:.0f} +- {100 * result.success_error:.0f} %",
-                f"{np.median(final):.1f}",
-                f"{np.percentile(final, 90):.1f}",
+                f"{np.nanmedian(final):.1f}",
+                f"{np.nanpercentile(final, 90):.1f}",
             ]
         )
     return "\n".join(markdown_table(rows))

@@ -13,7 +13,7 @@ from dpg_robot.data.transition import tick_dtype
 from dpg_robot.deploy.policy_session import PolicySession
 from hw_drivers.benchmarks.faults_catalogue import all_kinds
 from hw_drivers.benchmarks.faults_command import plan_campaign, report
-from hw_drivers.benchmarks.faults_stack import dynamixel_stack
+from hw_drivers.benchmarks.faults_stack import dynamixel_stack, so101_stack
 from hw_drivers.benchmarks.faults_verdict import (
     Blind,
     check_goals,
@@ -153,6 +153,27 @@ def test_the_policies_move_the_joints_and_fail_when_they_are_told_to(failure, tm
         assert not np.isfinite(bad).all() or (np.abs(bad) > 1.5).all()
 
 
+def test_joints_that_take_speeds_move_as_far_from_home_as_those_that_take_angles(tmp_path):
+    stack = so101_stack(ROOT / "configs")
+    session = PolicySession.load(stack.write_policy(tmp_path / "policy.onnx"), stack.contract)
+    speeds = np.array([session.step(np.zeros(stack.contract.num_measurements)) for _ in range(500)])
+    ways = np.cumsum(speeds, axis=0) / stack.robot.rate_hz
+    assert ways.max(axis=0) == pytest.approx([0.2, 0.1, 0.1, 0.1, 0.2], rel=0.2)
+    assert ways.min(axis=0) == pytest.approx([-0.2, -0.1, -0.1, -0.1, -0.2], rel=0.3)
+    servos = stack.servos.servos
+    for name, low, high in zip(list(servos), ways.min(axis=0), ways.max(axis=0), strict=False):
+        assert servos[name].low < servos[name].home + low
+        assert servos[name].home + high < servos[name].high
+
+
+def test_goals_of_joints_that_take_speeds_may_move_as_fast_as_those():
+    stack = so101_stack(ROOT / "configs")
+    on = {"t": 0, "what": "torque", "on": [True] * 6, "share": [1.0] * 6}
+    limit = 2.0 / stack.robot.rate_hz
+    assert check_goals(stack, [on, goal(1, 1, 0.0), goal(2, 1, limit)])[1] == []
+    assert len(check_goals(stack, [on, goal(1, 1, 0.0), goal(2, 1, limit + 0.01)])[1]) == 1
+
+
 def arguments(**changes):
     return argparse.Namespace(**{"seed": 3, "stack": None, "only": [], "faults": 10, **changes})
 
@@ -187,27 +208,24 @@ def run(monkeypatch, *given):
     load_program().main()
 
 
-def test_a_campaign_with_real_processes_is_in_order_and_is_not_done_again(monkeypatch, tmp_path, capsys):
-    common = [
-        "--campaigns",
-        1,
-        "--faults",
-        3,
-        "--stack",
-        "dynamixel",
-        "--results",
-        tmp_path / "r.jsonl",
-        "--json",
-        tmp_path / "f.json",
-    ]
-    common += ["--only", "bad CRC", "--only", "silent servo, lasting", "--only", "control process killed"]
+@pytest.mark.parametrize(
+    ("stack", "outcomes"),
+    [
+        ("dynamixel", {"bad CRC": "rides", "silent servo, lasting": "stops", "control process killed": "stops"}),
+        ("so101", {"stuck encoder": "stops"}),
+    ],
+)
+def test_a_campaign_with_real_processes_is_in_order_and_is_not_done_again(stack, outcomes, monkeypatch, tmp_path, capsys):
+    common = ["--campaigns", 1, "--faults", len(outcomes), "--stack", stack, "--results", tmp_path / "r.jsonl"]
+    common += ["--json", tmp_path / "f.json"]
+    for name in outcomes:
+        common += ["--only", name]
     run(monkeypatch, *common)
     out, err = capsys.readouterr()
-    assert "1 of 1: campaign 0 (dynamixel)" in err
+    assert f"1 of 1: campaign 0 ({stack})" in err
     assert "0 violations" in out
     [line] = [json.loads(text) for text in (tmp_path / "r.jsonl").read_text().splitlines()]
-    outcomes = {fault["kind"]: fault["outcome"] for fault in line["faults"]}
-    assert outcomes == {"bad CRC": "rides", "silent servo, lasting": "stops", "control process killed": "stops"}
+    assert {fault["kind"]: fault["outcome"] for fault in line["faults"]} == outcomes
     assert line["values"] > 100
     assert line["goals"] > 50
     assert json.loads((tmp_path / "f.json").read_text())["campaigns"] == [line]

@@ -1,5 +1,6 @@
 """The same targets in simulation and on the emulated arm, through the robot's own program."""
 
+import argparse
 import importlib.util
 import json
 import os
@@ -13,6 +14,8 @@ import pytest
 from dpg_robot.config import load_config
 from dpg_robot.contract import Contract, Feature
 from dpg_robot.deploy.run_config import RobotConfig
+from dpg_robot.errors import SafetyError
+from sim.benchmarks import transfer_command
 from sim.benchmarks.reach_transfer import Reaching, draw_targets, reach_in_simulation
 from sim.tasks.so101 import forward_kinematics
 
@@ -49,6 +52,39 @@ def test_a_policy_that_hardly_moves_stays_as_far_away_as_home_is(policy):
     reaching = reach_in_simulation(policy, targets, HOME, 0.4, randomization="none", seed=0)
     assert reaching.distance.shape == (6, 10)
     np.testing.assert_allclose(reaching.distance[:, 0], np.linalg.norm(forward_kinematics(HOME) - targets, axis=1), atol=0.01)
+
+
+def run_reach_on_arm(monkeypatch, parts, count):
+    """What comes of runs that end after these episodes."""
+    asked, left = [], iter(parts)
+
+    def run_episodes(arguments, launch, robot, port, number):
+        asked.append(robot.device["goals"]["values"])
+        assert number == len(asked[-1])
+        return next(left)
+
+    monkeypatch.setattr(transfer_command, "_run_episodes", run_episodes)
+    robot = load_config(RobotConfig, ROOT / "configs" / "robots" / "so101.yaml")
+    targets = np.arange(3.0 * count).reshape(count, 3)
+    return targets, asked, transfer_command.reach_on_arm(argparse.Namespace(robot="r.yaml"), ROOT, robot, "", targets)
+
+
+def test_after_a_stop_the_arm_goes_on_with_the_targets_that_are_left(monkeypatch):
+    whole, stopped = np.zeros((100, 5)), np.zeros((100, 5))
+    stopped[60:] = np.nan
+    targets, asked, reaching = run_reach_on_arm(monkeypatch, [[whole, whole], [], [stopped], [whole, whole]], 5)
+    assert asked == [targets.tolist(), targets[2:].tolist(), targets[2:].tolist(), targets[3:].tolist()]
+    assert reaching.stops == 3
+    expected = np.linalg.norm(forward_kinematics(np.zeros(5)) - targets, axis=1)
+    expected[2] = np.nan
+    np.testing.assert_allclose(reaching.final, expected)
+    assert json.loads(json.dumps(reaching.to_dict()))["distance"][2] is None
+    assert reaching.success == 0
+
+
+def test_an_arm_that_is_stopped_again_and_again_is_given_up(monkeypatch):
+    with pytest.raises(SafetyError, match="stopped 4 times, after 0 of 5 targets"):
+        run_reach_on_arm(monkeypatch, [[]] * 9, 5)
 
 
 def test_the_arm_reaches_for_the_same_targets_through_robot_py(policy, tmp_path):
