@@ -21,6 +21,7 @@ import psutil
 
 from dpg_robot.errors import DpgError
 from hw_drivers.benchmarks.faults_catalogue import (
+    COLLAPSE_S,
     PERIOD_S,
     DiskFault,
     FaultKind,
@@ -45,7 +46,7 @@ from hw_drivers.benchmarks.faults_verdict import (
 from hw_drivers.emulators.fault_schedule import BusFault
 
 STACKS = ("so101", "dynamixel")
-_POLL_S = 0.01
+_POLL_S = 0.025
 _FIRST_S, _LAST_S = 0.2, 0.8  # of a run before its next fault
 _SETTLE_S = 0.4  # after a fault that a run rides through
 _ENDED_S = 30.0
@@ -134,7 +135,6 @@ class Campaign:
         self._random = Random(f"{seed} {number} {stack}")
         self._faults, self._launch, self._folder = faults, launch, folder
         self._servos = len(self._stack.servos.servos)
-        self._emulator = Emulator(self._stack, folder, launch, number)
         self._policy = self._stack.write_policy(folder / "policy.onnx")
         self._jump = folder / "jump.txt"
         clock = folder / "clock"
@@ -147,6 +147,7 @@ class Campaign:
         self.results: list[FaultResult] = []
         self.values = self.goals = self.runs = self.starved_starts = 0
         self.general_violations: list[str] = []
+        self._emulator = Emulator(self._stack, folder, launch, number)
 
     def carry_out(self) -> None:
         """Let all faults happen, and check at the end that the robot starts once more.
@@ -266,8 +267,8 @@ class Campaign:
                     now_ns = time.monotonic_ns()
                     return now_ns, now_ns + 500_000_000
                 self._watch(lambda run: False, _ENDED_S)
-                goals = [event["t"] for event in self._emulator.events[self._first_event :] if event["what"] == "goals"]
-                return goals[-1], goals[-1]
+                last_ns = self._last_goal_ns(run)
+                return last_ns, last_ns
             case DiskFault(spare_bytes=spare):
                 process, folder = run.child("robot-log"), run.log_folder
                 assert process is not None
@@ -278,6 +279,13 @@ class Campaign:
                 self._jump.write_text(str(jump_s))
         now_ns = time.monotonic_ns()
         return now_ns, now_ns
+
+    def _last_goal_ns(self, run: RobotRun) -> int:
+        """Return when the last goal of a policy that failed reached the servos: after it the stop has begun."""
+        stop_ns = begun_to_stop_ns(run.records())
+        events = self._emulator.events[self._first_event :]
+        goals = [event["t"] for event in events if event["what"] == "goals" and (stop_ns is None or event["t"] <= stop_ns)]
+        return goals[-1]
 
     def _find_fault(self, number: int, *, begins: bool) -> int:
         """Return when the emulator began or ended a fault, ns, once it has."""
@@ -373,14 +381,17 @@ class Campaign:
             stopped_ns = still_ns(recent, suffered.begin_ns, range(self._servos))
         else:
             stopped_ns = torque_off_ns(recent, suffered.begin_ns, reachable)
-            rest_ns = still_ns(recent, suffered.begin_ns, sorted(out_of_reach)) if out_of_reach else stopped_ns
-            stopped_ns = None if stopped_ns is None or rest_ns is None else max(stopped_ns, rest_ns)
         if stopped_ns is None:
             result.violations.append("the robot did not come to rest")
             return
         result.stop_s = (stopped_ns - suffered.begin_ns) * 1e-9
         result.starved_s = run.waited_s(kind.limits, suffered.begin_ns, stopped_ns)
         result.starved_s += stalled_s(events, suffered.begin_ns, stopped_ns)
+        if out_of_reach:
+            rest_ns = still_ns(recent, suffered.begin_ns, sorted(out_of_reach))
+            latest_ns = suffered.begin_ns + round((result.bound_s + result.starved_s + COLLAPSE_S) * 1e9)
+            if rest_ns is None or rest_ns > latest_ns:
+                result.violations.append("the servo that cannot be reached did not come to rest")
         if kind.expected == "rides":
             self._judge_unexpected(result, f"the run stopped: {result.reason}")
         elif result.stop_s - result.starved_s > result.bound_s and kind.detection_s:

@@ -23,6 +23,8 @@ STALE_S = PATIENCE_S + PERIOD_S + READ_TIMEOUT_S
 """Longest time after the last good reading until a tick finds it too old."""
 RELEASE_S = STOP_RAMP_S * 1.25 + 0.1
 """To lower the torque in steps, each a sleep and a write, and to take it away."""
+COLLAPSE_S = 0.5
+"""For which a servo that cannot be reached, and keeps its torque, sways when the others have none and the arm falls."""
 RETRY_S = 0.35
 """Between the attempts to take the torque from servos that do not answer."""
 HEALTH_S = 0.2
