@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +62,12 @@ class Stack:
     emulator: tuple[str, ...]
     followers: tuple[int, ...]
 
-    @property
+    @cached_property
     def servos(self) -> ServoRobotConfig:
         """The servos, in the order of their numbers in the emulator."""
         return config_from_dict(ServoRobotConfig, self.robot.device, source=self.name)
 
-    @property
+    @cached_property
     def contract(self) -> Contract:
         """What the policies read and command."""
         robot = self.robot
@@ -75,7 +76,7 @@ class Stack:
             "faults", robot.measurements, features, robot.commands, robot.rate_hz, history=HISTORY, latency_budget_s=0.5 / RATE_HZ
         )
 
-    @property
+    @cached_property
     def max_goal_speeds(self) -> dict[str, float]:
         """Fastest change of the goal of each joint, rad/s."""
         speeds = {name: servo.max_velocity for name, servo in self.servos.servos.items()}  # of those that are held
@@ -300,12 +301,12 @@ class RobotRun:
 
     def _find_children(self) -> dict[str, psutil.Process]:
         if len(self._children) < 2 and self.process.poll() is None:
-            try:
-                for child in psutil.Process(self.process.pid).children():
+            with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError):
+                # psutil would look through all processes of the computer
+                pids = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+                for child in map(psutil.Process, map(int, pids)):
                     if child.name() in ("robot-control", "robot-log"):
                         self._children[child.name()] = child
-            except psutil.NoSuchProcess:
-                pass
         return self._children
 
 
