@@ -284,8 +284,8 @@ class Campaign:
         """Return when the last goal of a policy that failed reached the servos: after it the stop has begun."""
         stop_ns = begun_to_stop_ns(run.records())
         events = self._emulator.events[self._first_event :]
-        goals = [event["t"] for event in events if event["what"] == "goals" and (stop_ns is None or event["t"] <= stop_ns)]
-        return goals[-1]
+        goals: list[int] = [event["t"] for event in events if event["what"] == "goals"]
+        return [goal_ns for goal_ns in goals if stop_ns is None or goal_ns <= stop_ns][-1]
 
     def _find_fault(self, number: int, *, begins: bool) -> int:
         """Return when the emulator began or ended a fault, ns, once it has."""

@@ -206,7 +206,11 @@ def _bus_kinds() -> dict[str, FaultKind]:
             "one answer carries an error (range, limit, access, overload, alert)", "rides", _errors((0.03, 0.035))
         ),
         "error byte, lasting": FaultKind(
-            "answers carry an error: limit, access, overload, alert", "stops", _errors(_LASTING_S), _ALARM, 3 * PERIOD_S
+            "answers carry an error: limit, access, overload, alert; one that the family does not have makes them invalid",
+            "stops",
+            _errors(_LASTING_S),
+            f"{_ALARM}|{_STALE}",
+            STALE_S,
         ),
         "local echo": FaultKind(
             "the host receives its own bytes, for a moment", "rides", _bus("echo", _TRANSIENT_S), starts_anywhere=True
