@@ -129,17 +129,21 @@ class ServoRobotConfig:
     )
     stop_ramp_s: float = setting(0.5, "time in which the torque is lowered", unit="s")
     watchdog_s: float = setting(0.1, "time without a request after which servos that can stop by themselves", unit="s")
+    silence_s: float = setting(
+        0.3, "time without a valid answer after which a servo has failed, also one that is not measured", unit="s"
+    )
     health_interval_s: float = setting(0.2, "time between looks at what is not read in every tick", unit="s")
     connect_timeout_s: float = setting(1.0, "longest time in which all servos must have answered", unit="s")
 
     def __post_init__(self) -> None:
         if not self.servos:
             raise ConfigError("a robot needs at least one servo")
-        _require_finite(self, "soft_start_s", "stop_ramp_s", "watchdog_s", "health_interval_s", "connect_timeout_s")
+        times = ("watchdog_s", "silence_s", "health_interval_s", "connect_timeout_s")
+        _require_finite(self, "soft_start_s", "stop_ramp_s", *times)
         for name in ("soft_start_s", "stop_ramp_s"):
             if not 0 <= getattr(self, name) <= 5:
                 raise ConfigError(f"{name} must be 0 to 5 s, got {getattr(self, name)}")
-        for name in ("watchdog_s", "health_interval_s", "connect_timeout_s"):
+        for name in times:
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be positive, got {getattr(self, name)} s")
         if self.goals.from_tip and len(self.goals.channels) != len(self.tip.channels):

@@ -46,6 +46,7 @@ _WRITE_TIMEOUT_S = 0.01
 _RAMP_STEP_S = 0.02
 _FIRST_TORQUE = 0.2  # share of the limit with which a soft start begins
 _RELEASE_ATTEMPTS = 5
+_WATCHDOG_PERIODS = 3
 _SLOWEST_RAD_PER_S = 0.3  # at which a goal that stands still is approached, so that a joint that sags is lifted
 
 _log = logging.getLogger(__name__)
@@ -139,6 +140,7 @@ class ServoRobot:
 
         Raises:
             ContractError: a channel that the robot does not have, or in another unit; a command beyond a joint's limits.
+            ConfigError: a watchdog that would trip when a request is lost.
         """
         self.config, self.port, self._wanted_port = config, port, port
         self.measurement_names, self.command_names = contract.measurement_names, contract.command_names
@@ -149,6 +151,7 @@ class ServoRobot:
         }
         self._by_id = {servo.id: servo for servo in self._servos.values()}
         self._check_baud_rate(baud_rate)
+        self._check_watchdog(contract.rate_hz)
         self._sources = [resolve_measurement(name, config) for name in contract.measurement_names]
         self._check_units(contract)
         commands = [resolve_command(name, config) for name in contract.command_names]
@@ -258,7 +261,7 @@ class ServoRobot:
         self._find_tip(asked_ns)
         for index, source in enumerate(self._sources):
             self._fill(state, index, source.joint, source.quantity, asked_ns)
-        state.flags, state.alarm = self._flags()
+        state.flags, state.alarm = self._flags(asked_ns)
 
     def write(self, command: NDArray[np.float64]) -> None:
         """Send goals (C,), rad, to the servos.
@@ -350,6 +353,13 @@ class ServoRobot:
             unit = COMMANDS[resolve_command(command.name, self.config).quantity]
             if command.unit != unit:
                 raise ContractError(f"{command.name} is in {unit}, got the unit {command.unit!r}")
+
+    def _check_watchdog(self, rate_hz: float) -> None:
+        if self._family.watchdog(self.config.watchdog_s) is not None and self.config.watchdog_s * rate_hz < _WATCHDOG_PERIODS:
+            raise ConfigError(
+                f"watchdog_s must be at least {_WATCHDOG_PERIODS} periods, which are {_WATCHDOG_PERIODS / rate_hz:g} s at "
+                f"{rate_hz:g} Hz, or a lost request trips it; got {self.config.watchdog_s:g} s"
+            )
 
     def _check_limits(self, contract: Contract) -> None:
         for command, servo, is_speed in zip(contract.commands, self._commanded, self._is_speed, strict=True):
@@ -496,9 +506,14 @@ class ServoRobot:
             value = math.copysign(value, value * servo.config.gear)
         state.values[index], state.valid[index], state.time_ns[index] = value, True, asked_ns
 
-    def _flags(self) -> tuple[DeviceFlag, str]:
+    def _flags(self, now_ns: int) -> tuple[DeviceFlag, str]:
         flags = DeviceFlag(0) if self._enabled_ns is None else DeviceFlag.ENABLED
         alarms = [servo.alarm for servo in self._servos.values() if servo.alarm]
+        if self._enabled_ns is not None:
+            for servo in self._servos.values():
+                silence_s = (now_ns - max(servo.read_ns, self._enabled_ns)) * 1e-9
+                if silence_s > self.config.silence_s:
+                    alarms.append(f"{servo.label}: no valid answer for {silence_s:.2f} s")
         return flags | DeviceFlag.HARDWARE_FAULT if alarms else flags, "; ".join(alarms)
 
     def _lower_torque(self) -> None:

@@ -113,7 +113,7 @@ class FaultKind:
         return self.detection_s + self.per_duration * getattr(injection, "duration_s", 0.0) + RELEASE_S
 
 
-_STALE = r"no fresh measurement"
+_STALE = r"no fresh measurement|no valid answer"  # the latter of a servo that is not measured
 _ALARM = r"hardware fault"
 _TRANSIENT_S = (0.042, 0.06)  # one reading or two, of the three that may be missed
 _LASTING_S = (0.5, 0.9)

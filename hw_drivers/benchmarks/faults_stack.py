@@ -41,6 +41,7 @@ _HOMES = {"shoulder_lift": -1.62, "elbow_flex": 1.5, "wrist_flex": 1.0}  # where
 _AMPLITUDE, _LOADED_AMPLITUDE, _SHORTEST_PERIOD_S = 0.2, 0.1, 1.4
 _FREE_JOINTS = ("shoulder_pan", "wrist_roll")
 _STUCK_ERROR, _STUCK_S = 0.08, 0.25  # a joint that stands still so far from its goal, for so long, is stuck
+_SILENCE_S = 3.75 / RATE_HZ  # after measurements of a joint that moves count as too old
 _ARM_SEED = 1  # an arm that can get up from wherever it falls; that of seed 0 may wedge its wrist
 _DYNAMIXELS = 4
 _LOOK_NS = 50_000_000  # the next look at a process comes within
@@ -113,7 +114,9 @@ def so101_stack(configs: Path) -> Stack:
     changed = dataclasses.replace(
         robot,
         rate_hz=RATE_HZ,
-        device=config_to_dict(dataclasses.replace(config, servos=servos, stop_ramp_s=STOP_RAMP_S, soft_start_s=0.2)),
+        device=config_to_dict(
+            dataclasses.replace(config, servos=servos, stop_ramp_s=STOP_RAMP_S, soft_start_s=0.2, silence_s=_SILENCE_S)
+        ),
         homing={"speed": 1.5, "tolerance": 0.1, "rest_s": 0.1},
     )
     followers = tuple(list(servos).index(name) for name in _FREE_JOINTS)
@@ -127,7 +130,9 @@ def dynamixel_stack() -> Stack:
         name: ServoConfig(id=number, model="XL330-M288", low=-1.5, high=1.5, max_velocity=3.0)
         for number, name in enumerate(names, start=1)
     }
-    device = ServoRobotConfig("dynamixel", servos, stop_ramp_s=STOP_RAMP_S, soft_start_s=0.2)
+    device = ServoRobotConfig(
+        "dynamixel", servos, stop_ramp_s=STOP_RAMP_S, soft_start_s=0.2, watchdog_s=5 / RATE_HZ, silence_s=_SILENCE_S
+    )
     quantities = [(name, quantity, unit) for quantity, unit in (("position", "rad"), ("velocity", "rad/s")) for name in names]
     safety = SafetyConfig(
         zero_command_is_safe=False,

@@ -236,6 +236,31 @@ def test_one_silent_servo_leaves_the_others_valid(family):
     assert {"shoulder_position", "wrist_position"} <= measured.keys()
 
 
+def test_a_servo_that_nobody_measures_and_that_falls_silent_is_an_alarm(family):
+    full = make_contract()
+    measurements = tuple(channel for channel in full.measurements if not channel.name.startswith("wrist"))
+    contract = dataclasses.replace(full, measurements=measurements, commands=full.commands[:2])
+    bench = Bench(family, contract, servos={"wrist": {"hold": 0.3}}, silence_s=0.25)
+    bench.robot.connect()
+    bench.robot.enable()
+    bench.tick([0.1, -0.2])
+    bench.servos.silence(2)
+    for _ in range(12):  # of 20 ms
+        bench.tick([0.1, -0.2])
+        assert bench.state.valid.all()
+        assert bench.state.alarm == ""
+    for _ in range(2):
+        bench.tick([0.1, -0.2])
+    assert bench.state.alarm.startswith("wrist (ID 3): no valid answer for 0.2")
+    assert bench.state.flags & DeviceFlag.HARDWARE_FAULT
+
+
+def test_a_watchdog_that_a_lost_request_would_trip_is_refused():
+    with pytest.raises(ConfigError, match=r"watchdog_s must be at least 3 periods, which are 0.06 s at 50 Hz.*got 0.05 s"):
+        Bench("dynamixel", watchdog_s=0.05)
+    Bench("feetech", watchdog_s=0.05)  # has none
+
+
 def test_an_encoder_that_jumps_is_refused(family):
     bench = Bench(family)
     bench.robot.connect()
