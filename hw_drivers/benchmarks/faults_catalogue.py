@@ -159,7 +159,7 @@ def _damage_kinds() -> dict[str, FaultKind]:
         "answers late by a period": ("late", "answers come after the next request", next_late, "stops"),
         "bad CRC": ("corrupt", "one bit of each answer is flipped", (0.0, 0.0), "stops"),
         "truncated frames": ("truncate", "the ends of answers are missing", (0.0, 0.0), "stops"),
-        "split frames": ("split", "answers come in two pieces 1 to 20 ms apart", (0.001, 0.02), "either"),
+        "split frames": ("split", "answers come in two pieces 1 to 4 ms apart", (0.001, 0.004), "either"),
         "leading garbage": ("garbage", "random bytes come before answers", (0.0, 0.0), "either"),
         "headers in payloads": ("header", "headers of answers stand in the middle of answers", (0.0, 0.99), "either"),
         "oversized length": ("oversized", "length fields say the most that they can", (0.0, 0.0), "stops"),
