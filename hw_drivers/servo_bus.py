@@ -2,15 +2,17 @@
 
 An answer of a servo does not say which request it answers. What protects from stale values:
 
-- a servo that was asked and did not answer, or that answered unasked, is **suspect**: it is not read again before it has answered
-  a ping. Servos and adapters keep the order of what they send, so whatever came late lies before that answer, and is dropped;
+- a servo that was asked and did not answer, or that answered unasked, is **suspect**: no value of it is read again before it has
+  told its own ID, in an answer of one byte, which no other is. Servos and adapters keep the order of what they send, so whatever
+  came late lies before that answer, and is dropped;
 - an answer counts only if the servo was asked, once in this exchange, in the order asked, and with the very length asked for;
 - nor does an answer count right behind one that is missing, as it may be that one's under a wrong ID;
 - reads that follow each other ask for different lengths, and none for a length of which an answer may still be on its way, so
   that neither a copy nor an answer that was overtaken fits a later request.
 
-A suspect servo costs at most one bounded wait per read; the others stay valid. Servos of one read that come after a silent one
-may be kept from answering by it, so they are suspects too; they are asked again without it in the same call, if there is time.
+All suspects are asked for their IDs at once. One that is silent costs at most one bounded wait per read; the others stay valid.
+Servos of one read that come after a silent one may be kept from answering by it, so they are suspects too; they are
+asked again without it in the same call, if there is time.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from dpg_robot.errors import LinkTimeoutError
 _BITS_PER_BYTE = 10  # with start and stop bit
 _DIFFERENT_LENGTHS = 4  # of reads that follow each other
 _MOST_LONGER = 16  # bytes
+_ID_BYTES = 1  # of the register with a servo's own ID; no other read asks for so few
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,22 +64,18 @@ class BusLanguage(Protocol):
     """What differs between families of servos.
 
     Attributes:
-        ping_bytes: length of the data in a ping's answer, which no read may ask for.
+        id_address: of the register with the servo's own ID, one byte.
         overhead_bytes: length of an answer beyond its data.
         return_delay_ns: longest time between a request and a servo's answer to it.
         crc_errors: answers dropped because of their check sum.
     """
 
-    ping_bytes: int
+    id_address: int
     overhead_bytes: int
     return_delay_ns: int
 
     @property
     def crc_errors(self) -> int: ...  # noqa: D102
-
-    def ping(self, servo_id: int) -> bytes:
-        """Return a request that the servo answers with ``ping_bytes`` bytes."""
-        ...
 
     def read(self, address: int, length: int, ids: Sequence[int]) -> bytes:
         """Return one request that all these servos answer, in this order."""
@@ -103,8 +102,8 @@ class BusCounters:
         missed: answers that did not come in time.
         unasked: answers that nobody had asked for: late, copied, or from another servo; they were dropped.
         retries: reads of servos that another, silent one may have kept from answering, in the same call.
-        barriers: pings that told a suspect servo's late answers from new ones.
-        silent_barriers: those that were not answered in time.
+        barriers: requests for the IDs of suspect servos, which tell their late answers from new ones.
+        silent_barriers: those that not all of them answered in time.
         alarms: answers with an error set.
     """
 
@@ -150,13 +149,13 @@ class ServoBus:
         self.errors = dict.fromkeys(ids, 0)
         self._link, self._language, self._ids, self._clock = link, language, tuple(ids), clock
         self._slack_ns, self._longest_delay_ns = round(slack_s * 1e9), round(longest_delay_s * 1e9)
-        self._suspects = dict.fromkeys(ids)  # nothing is known of what was asked before us; in the order to be pinged
+        self._suspects = dict.fromkeys(ids)  # nothing is known of what was asked before us; in the order to be asked
         self._lengths: deque[int] = deque(maxlen=_DIFFERENT_LENGTHS - 1)  # asked for in the last reads
         self._owed: list[tuple[int, int]] = []  # when an answer was missed, and its length
 
     @property
     def suspects(self) -> tuple[int, ...]:
-        """Servos that are not read before they have answered a ping."""
+        """Servos of which no value is read before they have told their IDs."""
         return tuple(self._suspects)
 
     def read(
@@ -211,33 +210,42 @@ class ServoBus:
         """Return a length from ``length`` on that no answer under way can have; None if there is none that is short enough."""
         now_ns = self._clock()
         self._owed = [(missed_ns, owed) for missed_ns, owed in self._owed if now_ns - missed_ns < self._longest_delay_ns]
-        taken = {*self._lengths, self._language.ping_bytes, *(owed for _, owed in self._owed)}
+        taken = {*self._lengths, _ID_BYTES, *(owed for _, owed in self._owed)}
         return next((count for count in range(length, length + spare + 1) if count not in taken), None)
 
     def _clear_suspects(self, deadline_ns: int, leave: int | None) -> None:
-        """Ping suspects, all but ``leave``, until one keeps silent; what they sent late comes before their answers."""
-        for servo in [servo for servo in self._suspects if servo != leave]:
-            if self._clock() >= deadline_ns:
-                return
-            self._language.reset()
-            self.counters.barriers += 1
-            if not self._pinged(servo, deadline_ns):
-                self.counters.silent_barriers += 1
-                self._suspects[servo] = self._suspects.pop(servo)  # to the end of the row
-                return
+        """Ask suspects, all but ``leave``, for their IDs; what they sent late comes before their answers."""
+        suspects = [servo for servo in self._suspects if servo != leave]
+        if not suspects or self._clock() >= deadline_ns:
+            return
+        self._language.reset()
+        self.counters.barriers += 1
+        heard = self._ask_ids(suspects, deadline_ns)
+        for servo in heard:
             del self._suspects[servo]
+        silent = [servo for servo in suspects if servo not in heard]
+        if silent:
+            self.counters.silent_barriers += 1
+            self._suspects[silent[0]] = self._suspects.pop(silent[0])  # to the end of the row, as it may hold up the others
 
-    def _pinged(self, servo: int, deadline_ns: int) -> bool:
-        request, bytes_ = self._language.ping(servo), self._language.ping_bytes
-        deadline_ns = min(deadline_ns, self._due_ns(len(request), 1, bytes_))
-        if not self._send(request, deadline_ns):
-            return False
-        for answer in self._answers_until(deadline_ns):
-            if answer.id == servo and len(answer.data) == bytes_:
-                self._note(answer)
-                return True
-            self.counters.unasked += 1
-        return False
+    def _ask_ids(self, suspects: Sequence[int], deadline_ns: int) -> list[int]:
+        """Return which of these servos have told their own ID, in this order."""
+        request = self._language.read(self._language.id_address, _ID_BYTES, suspects)
+        due_ns = min(deadline_ns, self._due_ns(len(request), len(suspects), _ID_BYTES))
+        heard: list[int] = []
+        if not self._send(request, due_ns):
+            return heard
+        left = list(suspects)
+        for answer in self._answers_until(due_ns):
+            if answer.id not in left or len(answer.data) != _ID_BYTES or answer.data[0] != answer.id:
+                self.counters.unasked += 1
+                continue
+            del left[: left.index(answer.id) + 1]
+            heard.append(answer.id)
+            self._note(answer)
+            if not left:
+                break
+        return heard
 
     def _exchange(self, request: bytes, asked: Sequence[int], length: int, deadline_ns: int) -> dict[int, BusAnswer]:
         """Send a request and return the answers to it by servo; servos without one become suspects."""
@@ -262,7 +270,7 @@ class ServoBus:
         self.counters.missed += len(missing)
         if missing:
             self._owed.append((self._clock(), length))
-        # who was missing first may keep the others from answering, so it is pinged last
+        # who was missing first may keep the others from answering, so it is asked last
         for servo in [*spoilt, *missing[1:], *missing[:1]]:
             answers.pop(servo, None)
             if servo in self._ids:

@@ -86,8 +86,8 @@ class ServoCounters:
         unasked: answers that nobody had asked for: late, copied, or from another servo; they were dropped.
         retries: reads that were repeated without a silent servo.
         crc_errors: answers dropped because of their check sum.
-        barriers: pings that told a suspect servo's late answers from new ones.
-        silent_barriers: those that were not answered in time.
+        barriers: requests for the IDs of suspect servos, which tell their late answers from new ones.
+        silent_barriers: those that not all of them answered in time.
         alarms: answers with an error set.
         implausible: answers with a value that cannot be; they were dropped.
     """

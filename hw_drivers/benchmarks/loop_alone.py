@@ -24,6 +24,7 @@ from dpg_robot.deploy.control_block import ControlBlock
 from dpg_robot.deploy.control_loop import ControlLoop
 from dpg_robot.deploy.homing import NoHoming
 from dpg_robot.deploy.policy_session import PolicySession
+from dpg_robot.deploy.policy_updates import PolicyUpdates
 from dpg_robot.deploy.robot import JointState
 from dpg_robot.deploy.run_config import RunSettings
 from dpg_robot.deploy.safety import Safety
@@ -78,7 +79,7 @@ def _measure_memory_here(policy: str, ticks: int) -> dict[str, Any]:
     with Ring.create(dtype, _RING_RECORDS) as ring, closing(ControlBlock.create()) as block:
         ring.publish_status(LogStatus(LogState.WRITING))
         robot = _MeteredRobot(contract, ring, ticks)
-        loop = ControlLoop(robot, NoHoming(), session, Safety(config.safety, contract), ring, block, settings)
+        loop = ControlLoop(robot, NoHoming(), PolicyUpdates(session), Safety(config.safety, contract), ring, block, settings)
         request_real_time(0)  # as in a control process, without the garbage collector
         begin_s = time.monotonic()
         report = loop.run()

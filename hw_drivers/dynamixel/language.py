@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hw_drivers.dynamixel.packets import Ping, Status, StatusDecoder, SyncRead, SyncWrite
+from hw_drivers.dynamixel.packets import Status, StatusDecoder, SyncRead, SyncWrite
 from hw_drivers.servo_bus import BusAnswer
 
 _OVERHEAD_BYTES = 11  # header, ID, length, instruction, error, CRC
@@ -20,7 +20,7 @@ class DynamixelLanguage:
         return_delay: the servos' register ``return_delay_time``, the largest of all on the bus, in its units of 2 us.
     """
 
-    ping_bytes = 3
+    id_address = 7
     overhead_bytes = _OVERHEAD_BYTES + _STUFFING_BYTES
 
     def __init__(self, return_delay: int = 250) -> None:
@@ -31,10 +31,6 @@ class DynamixelLanguage:
     def crc_errors(self) -> int:
         """Answers dropped because of their CRC."""
         return self._decoder.crc_errors
-
-    def ping(self, servo_id: int) -> bytes:
-        """Return a request that the servo answers with model number and firmware."""
-        return Ping(servo_id).to_bytes()
 
     def read(self, address: int, length: int, ids: Sequence[int]) -> bytes:
         """Return one request that all these servos answer, in this order."""

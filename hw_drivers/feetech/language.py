@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hw_drivers.feetech.packets import Instruction, Ping, StatusDecoder, SyncRead, SyncWrite
+from hw_drivers.feetech.packets import Instruction, StatusDecoder, SyncRead, SyncWrite
 from hw_drivers.servo_bus import BusAnswer
 
 _RETURN_DELAY_UNIT_NS = 2_000
@@ -20,7 +20,7 @@ class FeetechLanguage:
         echo: whether the adapter receives what it sends.
     """
 
-    ping_bytes = 0
+    id_address = 5
     overhead_bytes = 6
 
     def __init__(self, return_delay: int = 250, *, echo: bool = False) -> None:
@@ -31,10 +31,6 @@ class FeetechLanguage:
     def crc_errors(self) -> int:
         """Answers dropped because of their check sum."""
         return self._decoder.checksum_errors
-
-    def ping(self, servo_id: int) -> bytes:
-        """Return a request that the servo answers with its error byte alone."""
-        return self._expect(Ping(servo_id))
 
     def read(self, address: int, length: int, ids: Sequence[int]) -> bytes:
         """Return one request that all these servos answer, in this order."""

@@ -96,7 +96,7 @@ def test_all_servos_are_read_in_one_exchange():
     assert bus.suspects == IDS, "what was asked before we came is not known"
     for number in range(1, 50):
         assert tick(bus, link, joints, number) == dict.fromkeys(IDS, number)
-    assert bus.counters.barriers == 3
+    assert bus.counters.barriers == 1
     assert (bus.counters.missed, bus.counters.unasked) == (0, 0)
 
 
@@ -131,7 +131,7 @@ def test_feetech_servos_are_read_and_written_in_one_exchange():
     bus, link, joints, servos = make_feetech(ServoFaults())
     for number in range(1, 50):
         assert tick(bus, link, joints, number) == dict.fromkeys(IDS, number)
-    assert (bus.counters.barriers, bus.counters.missed) == (3, 0)
+    assert (bus.counters.barriers, bus.counters.missed) == (1, 0)
     goal = STS3215.register("goal_position")
     bus.write(goal.address, {servo: goal.encode(2000 + servo) for servo in IDS}, link.now_ns + TICK_NS)
     link.pass_time(link.now_ns + TICK_NS)
@@ -157,7 +157,7 @@ def test_a_silent_servo_costs_a_bounded_time_and_the_others_stay_valid():
         assert found == {2: number, 3: number}
     assert bus.suspects == (1,)
     assert bus.counters.retries == 1
-    # one ping that is not answered, with its slack of 2 ms, and one read of two servos
+    # one request for an ID that is not answered, with its slack of 2 ms, and one read of two servos
     assert longest_ns < 2_000_000 + 1_500_000
 
 
@@ -212,12 +212,13 @@ def test_what_cannot_be_a_bus_is_refused(ids, options, message):
         ServoBus(VirtualLink(None), DynamixelLanguage(), ids, **options)
 
 
-def test_reads_that_follow_each_other_ask_for_different_lengths_and_for_no_ping():
+def test_reads_that_follow_each_other_ask_for_different_lengths_and_not_for_that_of_an_id():
     bus, link, _, servos = make()
     asked, receive, decoder = [], servos.receive, InstructionDecoder()
 
     def listen(data, now_ns):
-        asked.extend(packet.length for packet in decoder.feed(data) if isinstance(packet, SyncRead))
+        reads = [packet for packet in decoder.feed(data) if isinstance(packet, SyncRead)]
+        asked.extend(packet.length for packet in reads if packet.address != DynamixelLanguage.id_address)
         return receive(data, now_ns)
 
     servos.receive = listen
@@ -228,12 +229,15 @@ def test_reads_that_follow_each_other_ask_for_different_lengths_and_for_no_ping(
         read = bus.read(PRESENT.address, length, link.now_ns + TICK_NS)
         assert {len(data) for data in read.values()} == {length}
     assert len(asked) == 60
-    assert DynamixelLanguage.ping_bytes not in asked
+    assert 1 not in asked
     assert all(len(set(asked[start : start + 4])) == 4 for start in range(57))
 
 
 class Script(DynamixelLanguage):
-    """A link and a language in one, whose servos answer what the test says: a list of answers for each request."""
+    """A link and a language in one, whose servos answer what the test says: a list of answers for each request.
+
+    An answer is (ID, number of bytes), its bytes being zeros, or (ID, bytes).
+    """
 
     baud_rate = BAUD_RATE
 
@@ -243,7 +247,8 @@ class Script(DynamixelLanguage):
 
     def write(self, *arguments):
         if isinstance(arguments[0], bytes):  # the link's
-            self.next = [BusAnswer(servo, bytes(size), 0) for servo, size in (self.answers.pop(0) if self.answers else ())]
+            answers = self.answers.pop(0) if self.answers else ()
+            self.next = [BusAnswer(servo, bytes(data), 0) for servo, data in answers]
             return None
         return super().write(*arguments)
 
@@ -262,8 +267,8 @@ class Script(DynamixelLanguage):
 
 
 def exchange(*answers, ids=(1, 2)):
-    """Let all servos answer their first ping, then one read as scripted; returns the bus and who was read."""
-    script = Script(*([(servo, 3)] for servo in ids), *answers)
+    """Let all servos tell their IDs, then answer one read as scripted; returns the bus and who was read."""
+    script = Script([(servo, [servo]) for servo in ids], *answers)
     bus = ServoBus(script, script, ids, clock=lambda: script.now_ns)
     return bus, set(bus.read(PRESENT.address, 4, 10**9)), script
 
@@ -288,14 +293,39 @@ def test_only_what_was_asked_counts_once_and_in_order(answers, read, suspects):
     assert set(bus.suspects) == set(suspects)
 
 
-def test_a_suspect_is_cleared_by_the_answer_to_a_ping_alone():
-    script = Script([(1, 4), (2, 3)], [(1, 4), (1, 3)], [(1, 4)])
+def test_a_suspect_is_cleared_by_its_own_id_alone():
+    script = Script([(1, 4), (2, [2]), (1, [2])], [(1, 4), (1, [1])], [(1, 4)])
     bus = ServoBus(script, script, (1,), clock=lambda: script.now_ns)
-    assert bus.read(PRESENT.address, 4, 10**9) == {}, "neither another length nor another servo"
+    assert bus.read(PRESENT.address, 4, 10**9) == {}, "neither another length, nor another servo, nor under a wrong ID"
     assert bus.suspects == (1,)
-    assert (bus.counters.barriers, bus.counters.silent_barriers, bus.counters.unasked) == (1, 1, 2)
+    assert (bus.counters.barriers, bus.counters.silent_barriers, bus.counters.unasked) == (1, 1, 3)
     assert set(bus.read(PRESENT.address, 4, 2 * 10**9)) == {1}
-    assert bus.counters.unasked == 3
+    assert bus.counters.unasked == 4
+
+
+def test_all_suspects_are_asked_at_once_and_the_first_silent_one_goes_to_the_end_of_the_row():
+    script = Script([(1, [1]), (3, [3])], [(1, 4), (3, 4)], [(2, [2])], [(1, 5), (2, 5), (3, 5)])
+    bus = ServoBus(script, script, (1, 2, 3, 4), clock=lambda: script.now_ns)
+    assert set(bus.read(PRESENT.address, 4, 10**9)) == {1, 3}
+    assert bus.suspects == (4, 2)
+    assert set(bus.read(PRESENT.address, 4, 2 * 10**9)) == {1, 2, 3}
+    assert bus.suspects == (4,)
+
+
+def test_ids_out_of_order_are_not_believed():
+    script = Script([(2, [2]), (1, [1])], [(2, 4)])
+    bus = ServoBus(script, script, (1, 2), clock=lambda: script.now_ns)
+    assert set(bus.read(PRESENT.address, 4, 10**9)) == {2}
+    assert bus.suspects == (1,)
+
+
+def test_a_disturbance_of_one_read_costs_that_read_alone():
+    bus, link, joints, _ = make()
+    assert tick(bus, link, joints, 1) == dict.fromkeys(IDS, 1)
+    link.wire._faults = ServoFaults(corrupt=1.0)
+    assert tick(bus, link, joints, 2) == {}
+    link.wire._faults = ServoFaults()
+    assert tick(bus, link, joints, 3) == dict.fromkeys(IDS, 3)
 
 
 def test_a_second_answer_under_the_same_id_spoils_the_first_of_feetech_too():
