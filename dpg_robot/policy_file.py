@@ -144,10 +144,7 @@ def hash_graph(model: onnx.ModelProto) -> str:
 
 
 def read_policy_file(path: str | Path) -> tuple[bytes, PolicyMetadata]:
-    """Read a policy file and check everything that needs no inference.
-
-    Checks: it parses, holds no external data, has our metadata of a known version, the graph's hash, and the names, types and
-    shapes of inputs and outputs against the contract.
+    """Read a policy file and check everything that needs no inference, as :func:`check_policy` does.
 
     Returns:
         The bytes to hand to the inference session, and the metadata.
@@ -160,6 +157,23 @@ def read_policy_file(path: str | Path) -> tuple[bytes, PolicyMetadata]:
         content = path.read_bytes()
     except OSError as error:
         raise PolicyFileError(f"cannot read policy file {path}: {error.strerror or error}") from error
+    return content, check_policy(content, path)
+
+
+def check_policy(content: bytes, source: str | Path) -> PolicyMetadata:
+    """Check everything about a policy that needs no inference, and return what it says about itself.
+
+    Checks: it parses, holds no external data, has our metadata of a known version, the graph's hash, and the names, types and
+    shapes of inputs and outputs against the contract.
+
+    Args:
+        content: bytes of a policy file.
+        source: where it comes from, for messages.
+
+    Raises:
+        PolicyFileError: with what was got, what was expected and what to do.
+    """
+    path = Path(source)
     try:
         model = onnx.load_model_from_string(content)
     except (DecodeError, ValueError) as error:
@@ -175,7 +189,7 @@ def read_policy_file(path: str | Path) -> tuple[bytes, PolicyMetadata]:
             "the file was changed or damaged after export. Export or copy it again."
         )
     _check_signature(model, metadata.contract, path)
-    return content, metadata
+    return metadata
 
 
 def _read_metadata(model: onnx.ModelProto, path: Path) -> PolicyMetadata:

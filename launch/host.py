@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The host: take in robot logs, fine-tune denoiser, baseline and policy, and publish a policy that has earned it."""
+"""The host: take in robot logs, fine-tune denoiser, baseline and policy, and release a policy that has earned it."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from dpg_robot.learning.learner import Learner
 from dpg_robot.learning.replay import ReplayBuffer
 from dpg_robot.learning.trainer import Evaluation, evaluate, learner_state, load_learner
 from dpg_robot.policy_file import read_policy_file
+from dpg_robot.release import SigningKey
 from sim.tasks import make_task
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -118,6 +119,17 @@ def publish_by_hand(store: ModelStore, policy: Path) -> Path:
     return store.add(lambda path: path.write_bytes(content), verdict, {"source": str(policy)})
 
 
+def make_keys(path: Path) -> None:
+    """Write a new pair of keys; neither file may exist."""
+    public = path.with_name(f"{path.name}.pub")
+    if public.exists():
+        raise FileExistsError(f"{public} exists already; choose another name")
+    key = SigningKey.generate()
+    key.save(path)
+    key.public.save(public)
+    print(f"key {key.public.id}: {path} signs (keep it on the host, and a copy in a safe place), {public} is for the robots")
+
+
 def main() -> None:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -126,18 +138,39 @@ def main() -> None:
     add_config_arguments(tune, HostConfig, CONFIGS / "host.yaml")
     tune.add_argument("--log", type=Path, required=True, help="log folder of the robot (all runs in it), or one run folder")
     tune.add_argument("--checkpoint", type=Path, required=True, help="checkpoint to start from")
-    tune.add_argument("--store", type=Path, default=Path("runs/store"), help="model store (default: %(default)s)")
     tune.add_argument("--run", type=Path, default=Path("runs/finetune"), help="run folder (default: %(default)s)")
     tune.add_argument("--quiet", action="store_true", help="no progress bar")
     tune.add_argument("--json", type=Path, metavar="FILE", help="write the results to FILE too")
     publish = subparsers.add_parser("publish", help="put a policy into the store by hand, as the first one or to replace one")
     publish.add_argument("--policy", type=Path, required=True, help="policy.onnx to publish")
-    publish.add_argument("--store", type=Path, default=Path("runs/store"), help="model store (default: %(default)s)")
+    rollback = subparsers.add_parser("rollback", help="make an earlier version the current one again")
+    rollback.add_argument("--to", type=int, required=True, metavar="N", help="number of the version")
+    rollback.add_argument("--reason", default="rolled back by hand", help="why, for those who read the release")
+    for command in (tune, publish, rollback):
+        command.add_argument("--store", type=Path, default=Path("runs/store"), help="model store (default: %(default)s)")
+        command.add_argument("--sign", type=Path, metavar="KEY", help="private key that signs releases (default: none is made)")
+        command.add_argument(
+            "--for",
+            action="append",
+            default=[],
+            dest="robots",
+            metavar="NAME",
+            help="robot that they are for; several times (default: all)",
+        )
+    key = subparsers.add_parser("key", help="make a pair of keys: KEY signs releases, KEY.pub is what robots trust")
+    key.add_argument("path", type=Path, metavar="KEY", help="file of the private key; the public one gets .pub behind its name")
     arguments = parser.parse_args()
     try:
-        store = ModelStore(arguments.store)
+        if arguments.command == "key":
+            make_keys(arguments.path)
+            return
+        store = ModelStore(arguments.store, SigningKey.load(arguments.sign) if arguments.sign else None, arguments.robots)
         if arguments.command == "publish":
             print(f"published {publish_by_hand(store, arguments.policy)}")
+            return
+        if arguments.command == "rollback":
+            store.publish(arguments.to, arguments.reason)
+            print(f"version {arguments.to} is the current one again")
             return
         config = config_from_arguments(HostConfig, arguments)
         result = run(config, arguments.log, arguments.checkpoint, store, arguments.run, not arguments.quiet)

@@ -13,11 +13,13 @@ from typing import Any
 
 from dpg_robot.config import load_config
 from dpg_robot.deploy.clock import Grant
+from dpg_robot.deploy.release_watch import ReleaseWatch
 from dpg_robot.deploy.robot_check import check_robot
 from dpg_robot.deploy.run_config import RobotConfig, RunSettings
 from dpg_robot.deploy.supervisor import supervise
 from dpg_robot.errors import ConfigError, DpgError
 from dpg_robot.files import write_atomically
+from dpg_robot.release import TrustedKey
 from hw_drivers.servo_family import FAMILIES, find_family
 from hw_drivers.servo_scan import FoundServo
 from hw_drivers.servo_setup import Terminal, calibrate_robot, scan, set_up_robot, write_robot
@@ -43,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
         "run",
         help="run episodes and record them",
         description="Homes the robot, runs the policy for each episode, and records every tick. Ctrl-C stops the robot safely. "
+        "With --store, new releases are tried while it runs: first in the shadow, then watched, with the old policy ready. "
         "Exit code: 0 finished, 128 + signal when stopped by a signal, 1 for anything else, with the reason on stderr.",
     )
     run.set_defaults(run=_run)
@@ -54,7 +57,26 @@ def build_parser() -> argparse.ArgumentParser:
     )
     check.set_defaults(run=_check)
     for command in (run, check):
-        command.add_argument("--policy", type=Path, required=True, metavar="FILE", help="policy.onnx")
+        source = command.add_mutually_exclusive_group(required=True)
+        source.add_argument("--policy", type=Path, metavar="FILE", help="policy.onnx")
+        source.add_argument(
+            "--store", type=Path, metavar="DIR", help="folder of signed releases: the policy that this robot has accepted last"
+        )
+        command.add_argument(
+            "--trust",
+            type=Path,
+            action="append",
+            default=[],
+            metavar="KEY.pub",
+            help="key whose releases are believed; several times",
+        )
+        command.add_argument(
+            "--release-memory",
+            type=Path,
+            default=Path("releases.json"),
+            metavar="FILE",
+            help="what this robot remembers of releases (default: %(default)s)",
+        )
         command.add_argument(
             "--robot",
             type=Path,
@@ -166,11 +188,22 @@ def _calibrate(args: argparse.Namespace) -> int:
     return 0
 
 
+def _find_policy(args: argparse.Namespace, robot: RobotConfig) -> tuple[Path, ReleaseWatch | None]:
+    """Return the policy to begin with and, with a store, what looks for the next."""
+    if args.store is None:
+        return args.policy, None
+    if not args.trust:
+        raise ConfigError("--store needs --trust KEY.pub: a release is only believed if a key that you trust has signed it")
+    releases = ReleaseWatch(args.store, [TrustedKey.load(path) for path in args.trust], robot, args.release_memory)
+    return releases.first_policy(), releases
+
+
 def _run(args: argparse.Namespace) -> int:
     robot = _load_robot(args)
+    policy, releases = _find_policy(args, robot)
     settings = RunSettings(
         robot=robot,
-        policy=args.policy,
+        policy=policy,
         log_folder=args.log,
         episodes=args.episodes,
         episode_seconds=robot.episode_seconds if args.episode_seconds is None else args.episode_seconds,
@@ -178,7 +211,7 @@ def _run(args: argparse.Namespace) -> int:
         seed=args.seed,
         shadow=args.shadow,
     )
-    result = supervise(settings, quiet=args.quiet)
+    result = supervise(settings, quiet=args.quiet, releases=releases)
     if args.json is not None:
         _write_json(args.json, result.summary)
     for line in _describe(result.summary):
@@ -188,7 +221,9 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    results = check_robot(_load_robot(args), args.policy)
+    robot = _load_robot(args)
+    policy, _ = _find_policy(args, robot)
+    results = check_robot(robot, policy)
     for result in results:
         print(result)
     if args.json is not None:

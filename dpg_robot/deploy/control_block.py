@@ -13,6 +13,7 @@ from enum import IntEnum
 from multiprocessing.shared_memory import SharedMemory
 
 from dpg_robot.data.transition import LoopState
+from dpg_robot.deploy.policy_updates import UpdateState
 
 
 class StopRequest(IntEnum):
@@ -49,6 +50,9 @@ class _Cell(IntEnum):
     STEP = 3
     TICKS = 4
     MISSED = 5
+    UPDATE = 6
+    RELEASE = 7
+    WATCHED = 8
 
 
 class ControlBlock:
@@ -92,6 +96,17 @@ class ControlBlock:
         cells = self._cells
         cells[_Cell.STATE], cells[_Cell.EPISODE], cells[_Cell.STEP] = state, episode, step
         cells[_Cell.TICKS], cells[_Cell.MISSED] = ticks, missed
+
+    def publish_update(self, state: UpdateState, release: int, watched: int) -> None:
+        """Say where the policy of a release stands, and for how many ticks it was watched (by the control process only)."""
+        cells = self._cells
+        cells[_Cell.RELEASE], cells[_Cell.WATCHED], cells[_Cell.UPDATE] = release, watched, state
+
+    @property
+    def update(self) -> tuple[UpdateState, int, int]:
+        """Where the last new policy stands, the number of its release, and for how many ticks it was watched."""
+        cells = self._cells
+        return UpdateState(cells[_Cell.UPDATE]), cells[_Cell.RELEASE], cells[_Cell.WATCHED]
 
     @property
     def progress(self) -> Progress:

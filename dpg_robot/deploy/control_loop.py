@@ -19,7 +19,7 @@ from dpg_robot.deploy.clock import AbsoluteClock
 from dpg_robot.deploy.control_block import ControlBlock, StopRequest
 from dpg_robot.deploy.homing import Homing, Parking
 from dpg_robot.deploy.loop_report import EpisodeReport, LoopReport
-from dpg_robot.deploy.policy_session import PolicySession
+from dpg_robot.deploy.policy_updates import PolicyUpdates
 from dpg_robot.deploy.robot import DeviceFlag, JointState, Robot
 from dpg_robot.deploy.run_config import RunSettings
 from dpg_robot.deploy.safety import Safety, SafetyFlag, Stop
@@ -61,7 +61,7 @@ class ControlLoop:
         self,
         robot: Robot,
         homing: Homing,
-        session: PolicySession,
+        policies: PolicyUpdates,
         safety: Safety,
         ring: Ring,
         block: ControlBlock,
@@ -74,20 +74,20 @@ class ControlLoop:
         Args:
             robot: the robot; the loop connects, enables, disables and closes it.
             homing: what brings it to the start of an episode.
-            session: the policy.
+            policies: the policy, and those that may follow it during the run.
             safety: the safety layers.
             ring: takes one record per tick; the loop is its producer.
             block: where stop requests come from and progress goes to.
             settings: the run.
             parent_pid: process without which the robot must not move; None: there is no such process.
         """
-        self.report = LoopReport(wanted_rate_hz=session.contract.rate_hz)
-        self._robot, self._homing, self._session, self._safety = robot, homing, session, safety
+        contract = policies.contract
+        self.report = LoopReport(wanted_rate_hz=contract.rate_hz, updates=policies.events)
+        self._robot, self._homing, self._policies, self._safety = robot, homing, policies, safety
         self._ring, self._block, self._settings, self._parent_pid = ring, block, settings, parent_pid
         self._ring_limit = max(1, int(_RING_FILL_LIMIT * ring.capacity))
-        contract = session.contract
         self._state = JointState.empty(contract.num_measurements)
-        self._record = TickRecorder(ring, session.policy_id)
+        self._record = TickRecorder(ring, policies.acting.policy_id)
         self._clock = AbsoluteClock(contract.period_ns)
         self._command, self._action, self._intended, self._noise = (np.zeros(contract.num_actions) for _ in range(4))
         self._random = np.random.default_rng(settings.seed)
@@ -194,7 +194,7 @@ class ControlLoop:
         """Let the policy act for the length of an episode; the tick after the last step closes it."""
         self._record.state = LoopState.SHADOW if self._settings.shadow else LoopState.RUNNING
         self._record.episode = report.episode
-        self._session.reset()
+        self._policies.reset()
         self._safety.returning = False
         for step in range(self._settings.episode_steps + 1):
             self._record.step = report.steps = step
@@ -251,8 +251,10 @@ class ControlLoop:
 
     def _act(self) -> None:
         """Ask the policy, add exploration, and send what is safe."""
-        self._command[:] = self._session.step(self._state.values)
-        self._intended[:] = self._action[:] = self._session.action
+        policies = self._policies
+        self._command[:] = policies.step(self._state.values, self._record.ticks)
+        self._intended[:] = self._action[:] = policies.action
+        self._record.set_policy(policies.acting.policy_id)
         if self._settings.exploration > 0.0:
             self._random.standard_normal(out=self._noise)
             self._noise *= self._settings.exploration
@@ -264,6 +266,8 @@ class ControlLoop:
             np.multiply(self._action, self._half_range, out=self._command)
             self._command += self._middle
         self._send(by_policy=True, explored=explored)
+        policies.note(self._record.safety)
+        self._block.publish_update(policies.state, policies.release, policies.watched)
 
     def _send(self, *, by_policy: bool = False, explored: bool = False, end: EpisodeEnd = EpisodeEnd.NOT_ENDED) -> None:
         """Limit and send ``self._command``, and push the record of the tick."""
@@ -281,8 +285,8 @@ class ControlLoop:
         if not by_policy or explored or record.safety & _COMMAND_CHANGED:
             np.subtract(self._command, self._middle, out=self._action)
             self._action /= self._half_range
-        if by_policy and not self._settings.shadow and not np.array_equal(self._action, self._intended):
-            self._session.record_executed(self._action)
+        if by_policy and not self._settings.shadow:
+            self._policies.record_executed(self._action, changed=not np.array_equal(self._action, self._intended))
         record.set_command(self._intended, self._action, self._command, compute_ns)
         self._push(end)
         if stop is not None:

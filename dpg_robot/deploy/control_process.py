@@ -19,6 +19,7 @@ from dpg_robot.deploy.control_block import ControlBlock
 from dpg_robot.deploy.control_loop import ControlLoop
 from dpg_robot.deploy.loop_report import LoopReport
 from dpg_robot.deploy.policy_session import PolicySession
+from dpg_robot.deploy.policy_updates import PolicyUpdates, receive_offers
 from dpg_robot.deploy.run_config import RunSettings
 from dpg_robot.deploy.safety import Safety
 from dpg_robot.errors import DpgError
@@ -45,8 +46,10 @@ class ControlArguments:
     parent_pid: int
 
 
-def run_control_process(arguments: ControlArguments, results: Connection) -> None:
+def run_control_process(arguments: ControlArguments, results: Connection, offers: Connection) -> None:
     """Run the control loop and send its report, as JSON, into ``results``; exits with code 1 after a fault.
+
+    New policies come through ``offers`` (see :mod:`dpg_robot.deploy.policy_updates`).
 
     The supervisor starts the process with stop signals blocked; they are taken from when they can be acted on.
     """
@@ -58,7 +61,7 @@ def run_control_process(arguments: ControlArguments, results: Connection) -> Non
     with closing(ControlBlock.attach(arguments.block)) as block, Ring.attach(arguments.ring, dtype) as ring:
         ring.register_producer()
         try:
-            report = _run_loop(arguments, ring, block)
+            report = _run_loop(arguments, ring, block, offers)
         except DpgError as error:
             report = LoopReport(reason=str(error))
         except BaseException as error:
@@ -72,15 +75,17 @@ def run_control_process(arguments: ControlArguments, results: Connection) -> Non
     sys.exit(1 if report.fault else 0)
 
 
-def _run_loop(arguments: ControlArguments, ring: Ring, block: ControlBlock) -> LoopReport:
+def _run_loop(arguments: ControlArguments, ring: Ring, block: ControlBlock, offers: Connection) -> LoopReport:
     settings = arguments.settings
     session = PolicySession.load(settings.policy)
     settings.robot.require_fit(session.contract, settings.policy)
     robot, homing = settings.robot.make(session.contract)
     safety = Safety(settings.robot.safety, session.contract)
     grants = request_real_time(settings.robot.real_time_priority)
-    loop = ControlLoop(robot, homing, session, safety, ring, block, settings, parent_pid=arguments.parent_pid)
+    policies = PolicyUpdates(session, settings.robot.updates)
+    loop = ControlLoop(robot, homing, policies, safety, ring, block, settings, parent_pid=arguments.parent_pid)
     loop.report.grants = grants
+    receive_offers(offers, policies)
     _stop_on_signals(loop)
     return loop.run()
 

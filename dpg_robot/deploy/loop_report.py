@@ -7,6 +7,7 @@ from typing import Any
 
 from dpg_robot.data.transition import EpisodeEnd
 from dpg_robot.deploy.clock import DurationHistogram, Grant
+from dpg_robot.deploy.policy_updates import UpdateEvent
 from dpg_robot.deploy.safety import SafetyFlag
 
 _WARNING_HZ, _ERROR_HZ = 5.0, 10.0
@@ -83,6 +84,7 @@ class LoopReport:
         compute: time from the beginning of a tick to its command.
         grants: what the system granted for real time.
         link: counters of the driver, if it has any.
+        updates: what happened to new policies.
         error: an exception that nobody expected, for its traceback.
     """
 
@@ -98,6 +100,7 @@ class LoopReport:
     compute: DurationHistogram = field(default_factory=DurationHistogram)
     grants: list[Grant] = field(default_factory=list)
     link: dict[str, int] = field(default_factory=dict)
+    updates: list[UpdateEvent] = field(default_factory=list)
     error: BaseException | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -115,5 +118,6 @@ class LoopReport:
             "compute_us": self.compute.summary_us(),
             "real_time": [vars(grant) for grant in self.grants],
             "link": self.link,
+            "updates": [event.to_dict() for event in self.updates],
             "episodes": [episode.to_dict() for episode in self.episodes],
         }

@@ -12,6 +12,7 @@ from typing import Any, cast
 from dpg_robot.config import setting
 from dpg_robot.contract import CommandChannel, Contract, MeasurementChannel
 from dpg_robot.deploy.homing import Homing
+from dpg_robot.deploy.policy_updates import UpdateConfig
 from dpg_robot.deploy.robot import Robot
 from dpg_robot.deploy.safety import SafetyConfig
 from dpg_robot.errors import ConfigError
@@ -31,6 +32,7 @@ class RobotConfig:
     device: dict[str, Any] = setting(dict, "settings of the driver, in its own terms")
     read_timeout_s: float = setting(0.004, "longest time that a tick waits for the measurements", unit="s")
     safety: SafetyConfig = setting(SafetyConfig, "limits and patience of the safety layers")
+    updates: UpdateConfig = setting(UpdateConfig, "how a new policy gets to act while the robot runs")
     homing: dict[str, float] = setting(dict, "parameters of the driver's homing controller")
     homing_timeout_s: float = setting(20.0, "longest time that homing may take", unit="s")
     episode_seconds: float = setting(10.0, "length of an episode", unit="s")

@@ -13,11 +13,12 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from dpg_robot.data.log_process import run_log_process
@@ -26,6 +27,8 @@ from dpg_robot.data.ring import Ring
 from dpg_robot.data.transition import LoopState, tick_dtype
 from dpg_robot.deploy.control_block import ControlBlock, Progress, StopRequest
 from dpg_robot.deploy.control_process import STOP_SIGNALS, ControlArguments, name_process, run_control_process
+from dpg_robot.deploy.policy_updates import UpdateState, encode_offer
+from dpg_robot.deploy.release_watch import ReleaseWatch
 from dpg_robot.deploy.robot import Robot
 from dpg_robot.deploy.run_config import RunSettings
 from dpg_robot.errors import DpgError
@@ -55,7 +58,7 @@ class RunResult:
     summary: dict[str, Any]
 
 
-def supervise(settings: RunSettings, *, quiet: bool = False) -> RunResult:
+def supervise(settings: RunSettings, *, quiet: bool = False, releases: ReleaseWatch | None = None) -> RunResult:
     """Run the robot as ``settings`` say, until all episodes are done or something stops it.
 
     SIGINT and SIGTERM stop the robot. Must be called in the main thread, by a program whose main module may be imported (with
@@ -64,6 +67,7 @@ def supervise(settings: RunSettings, *, quiet: bool = False) -> RunResult:
     Args:
         settings: the run.
         quiet: do not show progress on stderr.
+        releases: where new policies come from while the robot runs; None: the run keeps the one that it begins with.
 
     Raises:
         PolicyFileError: the policy file cannot be used.
@@ -71,14 +75,15 @@ def supervise(settings: RunSettings, *, quiet: bool = False) -> RunResult:
     """
     _, metadata = read_policy_file(settings.policy)
     settings.robot.require_fit(metadata.contract, settings.policy)
-    return _Run(settings, metadata, quiet).carry_out()
+    return _Run(settings, metadata, quiet, None if settings.shadow else releases).carry_out()
 
 
 class _Run:
     """The processes of one run and what is known about them."""
 
-    def __init__(self, settings: RunSettings, metadata: PolicyMetadata, quiet: bool) -> None:
-        self._settings, self._metadata = settings, metadata
+    def __init__(self, settings: RunSettings, metadata: PolicyMetadata, quiet: bool, releases: ReleaseWatch | None) -> None:
+        self._settings, self._metadata, self._releases = settings, metadata, releases
+        self._problem = ""
         self._progress = _ProgressLine(settings.episodes, enabled=not quiet)
         self._run_id = new_run_id()
         self._started_wall_s = time.time()
@@ -98,9 +103,12 @@ class _Run:
             self._ring = stack.enter_context(Ring.create(tick_dtype(contract.num_measurements, contract.num_actions), capacity))
             self._block = stack.enter_context(closing(ControlBlock.create()))
             results, sender = context.Pipe(duplex=False)
+            offers, self._offers = context.Pipe(duplex=False)
             self._log = context.Process(target=_run_log_process, kwargs=self._log_arguments(), name="robot-log")
             control_arguments = ControlArguments(self._settings, self._ring.name, self._block.name, os.getpid())
-            self._control = context.Process(target=run_control_process, args=(control_arguments, sender), name="robot-control")
+            self._control = context.Process(
+                target=run_control_process, args=(control_arguments, sender, offers), name="robot-control"
+            )
             with self._signals_stop_the_robot():
                 with _stop_signals_blocked():  # until the children can act on them
                     self._log.start()
@@ -108,12 +116,15 @@ class _Run:
                     self._control.start()
                     stack.callback(_end, self._control, 0.0)
                 sender.close()
+                offers.close()
                 self._prepare_rescue()
                 self._watch(results)
                 if self._loop is None and not self._settings.shadow:
                     self._rescue()
                 self._ring.finish()
                 _end(self._log, _DRAIN_BOUND_S)
+                if self._releases is not None:
+                    self._end_trial(self._releases)
             return self._report()
 
     def _prepare_rescue(self) -> None:
@@ -177,9 +188,33 @@ class _Run:
             if self._stop_since_s is not None and time.monotonic() - self._stop_since_s > _STOP_BOUND_S:
                 self._control.kill()  # the device's own watchdog stops the motors
             self._progress.show(self._block.progress)
+            if self._releases is not None:
+                self._look_for_releases(self._releases)
         if results in sources and results.poll():
             self._loop = _receive(results)
         self._progress.end()
+
+    def _look_for_releases(self, releases: ReleaseWatch) -> None:
+        """Remember where a policy on trial stands, and hand over the next one."""
+        state, release, watched = self._block.update
+        releases.note(state, release, watched / self._metadata.contract.rate_hz)
+        offer = releases.poll()
+        if offer is not None:
+            message = encode_offer(offer.content, offer.metadata, offer.release.number, offer.watched_s)
+            # in a thread, as a control process that hangs would hold it up
+            Thread(target=_send, args=(self._offers, message), daemon=True).start()
+        if releases.problem and releases.problem != self._problem:
+            print(f"robot: the release is not used: {releases.problem}", file=sys.stderr)
+        self._problem = releases.problem
+
+    def _end_trial(self, releases: ReleaseWatch) -> None:
+        """Remember how the run ended for a policy on trial."""
+        for event in self._loop["updates"] if self._loop is not None else ():
+            releases.note(UpdateState[event["state"].upper()], event["release"], 0.0, event["reason"])
+        state, release, watched = self._block.update
+        releases.note(state, release, watched / self._metadata.contract.rate_hz)
+        exit_code, reason = self._outcome()
+        releases.end_run(reason if exit_code == 1 else "")
 
     def _report(self) -> RunResult:
         exit_code, reason = self._outcome()
@@ -286,6 +321,11 @@ def _stop_signals_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
+def _send(offers: Connection, message: bytes) -> None:
+    with suppress(OSError):  # the control process has ended
+        offers.send_bytes(message)
 
 
 def _receive(results: Connection) -> dict[str, Any] | None:

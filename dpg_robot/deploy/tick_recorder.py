@@ -32,11 +32,16 @@ class TickRecorder:
         self.safety = 0
         self.ticks = 0
         self._ring = ring
-        self._policy = int(policy_id, 16)
+        self._policy_id, self._policy = policy_id, int(policy_id, 16)
         self._record: NDArray[np.void] = np.zeros((), dtype=ring.dtype)
         self._bytes = self._record.reshape(1).view(np.uint8)
         # Views into the record, one per field: setting them neither looks up names nor allocates.
         self._fields: dict[str, NDArray[np.generic]] = {name: self._record[name] for name in ring.dtype.names or ()}
+
+    def set_policy(self, policy_id: str) -> None:
+        """Name the policy that acts, 16 hexadecimal digits."""
+        if policy_id != self._policy_id:
+            self._policy_id, self._policy = policy_id, int(policy_id, 16)
 
     def set_tick(self, period: int, latency_ns: int) -> None:
         """Begin the record of a tick; nothing was decided or sent in it yet."""

@@ -1,13 +1,16 @@
 """The model store: every candidate with its verdict is kept, and the current policy changes in one step.
 
 Layout: ``versions/<number>/`` holds ``policy.onnx``, its export report and ``verdict.json``; ``policy.onnx`` at the top is the
-policy that robots should run. It is replaced by a rename, so a robot reads the old file or the new one.
+policy that robots should run. It is replaced by a rename, so a robot reads the old file or the new one. With a signing key the
+store also makes a signed release of it (see :mod:`dpg_robot.release`), and ``releases/`` keeps all of them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from dpg_robot.errors import PolicyFileError
 from dpg_robot.files import new_folder, write_atomically
 from dpg_robot.host.gate import Verdict
 from dpg_robot.policy_file import read_policy_file
+from dpg_robot.release import Release, SigningKey, write_release
 
 
 class ModelStore:
@@ -22,10 +26,13 @@ class ModelStore:
 
     Args:
         folder: where; made when it does not exist.
+        key: signs releases; without it there are none.
+        robots: names of the robots that releases are for; empty: all that a policy fits.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, key: SigningKey | None = None, robots: Sequence[str] = ()) -> None:
         self.folder = Path(folder)
+        self._key, self._robots = key, tuple(robots)
         (self.folder / "versions").mkdir(parents=True, exist_ok=True)
 
     @property
@@ -56,13 +63,43 @@ class ModelStore:
             record = {"version": number, "policy_id": metadata.policy_id, "verdict": verdict.to_dict()} | facts
             (temporary / "verdict.json").write_text(json.dumps(record, indent=1))
         if verdict.passed:
-            self.publish(number)
+            self.publish(number, "the gate let it pass")
         return folder
 
-    def publish(self, number: int) -> None:
-        """Make a version the current policy; raises PolicyFileError when there is none of that number."""
+    def publish(self, number: int, reason: str) -> None:
+        """Make a version the current policy, a new one or an older one again.
+
+        Args:
+            number: of the version.
+            reason: why, for those who read the release.
+
+        Raises:
+            PolicyFileError: there is no version of that number.
+        """
         source = self.folder / "versions" / f"{number:06d}" / "policy.onnx"
         if not source.is_file():
             raise PolicyFileError(f"the store {self.folder} has no version {number}; it has {self.versions()}")
-        content, _ = read_policy_file(source)
+        content, metadata = read_policy_file(source)
+        if self._key is not None:
+            release = Release(
+                number=max(self.releases(), default=0) + 1,
+                policy_sha256=hashlib.sha256(content).hexdigest(),
+                policy_id=metadata.policy_id,
+                robots=self._robots,
+                reason=f"version {number}: {reason}",
+                wall_ns=time.time_ns(),
+            )
+            self._release(content, release, self._key)
         write_atomically(self.current, content)
+
+    def releases(self) -> list[int]:
+        """Return the numbers of all signed releases so far, in order."""
+        folder = self.folder / "releases"
+        return sorted(int(item.stem) for item in folder.glob("*.json") if item.stem.isdigit()) if folder.is_dir() else []
+
+    def _release(self, content: bytes, release: Release, key: SigningKey) -> None:
+        folder = self.folder / "releases"
+        folder.mkdir(exist_ok=True)
+        # first, as its number must never be given again, whatever happens next
+        write_atomically(folder / f"{release.number:06d}.json", key.sign(release))
+        write_release(self.folder, content, release, key)

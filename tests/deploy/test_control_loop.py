@@ -13,6 +13,7 @@ from dpg_robot.deploy.control_block import ControlBlock, StopRequest
 from dpg_robot.deploy.control_loop import ControlLoop
 from dpg_robot.deploy.homing import NoHoming
 from dpg_robot.deploy.policy_session import PolicySession
+from dpg_robot.deploy.policy_updates import PolicyUpdates
 from dpg_robot.deploy.robot import DeviceFlag
 from dpg_robot.deploy.run_config import RobotConfig, RunSettings
 from dpg_robot.deploy.safety import PositionLimit, Safety, SafetyConfig, SafetyFlag
@@ -65,8 +66,9 @@ class Bench:
         self.parent_pid = None
 
     def make_loop(self):
+        policies = PolicyUpdates(self.session)
         return ControlLoop(
-            self.robot, self.homing, self.session, self.safety, self.ring, self.block, self.settings, parent_pid=self.parent_pid
+            self.robot, self.homing, policies, self.safety, self.ring, self.block, self.settings, parent_pid=self.parent_pid
         )
 
     def run(self):

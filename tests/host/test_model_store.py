@@ -13,6 +13,7 @@ from dpg_robot.host.model_store import ModelStore
 from dpg_robot.learning.export import export_policy
 from dpg_robot.learning.learner import Learner, LearnerConfig
 from dpg_robot.policy_file import read_policy_file
+from dpg_robot.release import SigningKey, read_release, read_released_policy
 
 PASSED, FAILED = Verdict(True, ("ok: better",)), Verdict(False, ("FAILED: worse",))
 
@@ -54,7 +55,7 @@ def test_an_earlier_version_can_be_published_again(tmp_path: Path, policies: lis
     store = ModelStore(tmp_path / "store")
     add(store, policies[0], PASSED)
     add(store, policies[1], PASSED)
-    store.publish(1)
+    store.publish(1, "by hand")
     assert store.current.read_bytes() == policies[0].read_bytes()
 
 
@@ -62,7 +63,7 @@ def test_publishing_a_version_that_is_not_there_says_which_are(tmp_path: Path, p
     store = ModelStore(tmp_path / "store")
     add(store, policies[0], PASSED)
     with pytest.raises(PolicyFileError, match=r"no version 7; it has \[1\]"):
-        store.publish(7)
+        store.publish(7, "by hand")
 
 
 def test_a_damaged_candidate_leaves_no_version_behind(tmp_path: Path, policies: list[Path]) -> None:
@@ -74,3 +75,39 @@ def test_a_damaged_candidate_leaves_no_version_behind(tmp_path: Path, policies: 
     assert store.versions() == [1]
     assert list((store.folder / "versions").iterdir()) == [store.folder / "versions" / "000001"]
     assert store.current.read_bytes() == before
+
+
+def test_with_a_key_each_published_version_is_a_signed_release_of_a_higher_number(tmp_path: Path, policies: list[Path]) -> None:
+    key = SigningKey.generate()
+    store = ModelStore(tmp_path / "store", key, ["arm-1"])
+    numbers = []
+    for action in ("first", "second", "back"):
+        if action == "back":
+            store.publish(1, "the arm trembled")
+        else:
+            add(store, policies[numbers != []], PASSED)
+        release = read_release(store.folder, [key.public])
+        numbers.append(release.number)
+        expected = policies[action == "second"].read_bytes()
+        assert read_released_policy(store.folder, release)[0] == store.current.read_bytes() == expected
+        assert release.robots == ("arm-1",)
+    assert numbers == store.releases() == [1, 2, 3]
+    assert release.reason == "version 1: the arm trembled"
+
+
+def test_a_candidate_that_failed_is_not_released(tmp_path: Path, policies: list[Path]) -> None:
+    store = ModelStore(tmp_path / "store", SigningKey.generate())
+    add(store, policies[0], PASSED)
+    add(store, policies[1], FAILED)
+    assert store.releases() == [1]
+
+
+def test_the_number_of_a_release_is_never_given_again_even_if_the_store_lost_its_present_one(
+    tmp_path: Path, policies: list[Path]
+) -> None:
+    key = SigningKey.generate()
+    add(ModelStore(tmp_path / "store", key), policies[0], PASSED)
+    (tmp_path / "store" / "release.json").unlink()
+    store = ModelStore(tmp_path / "store", key)
+    store.publish(1, "again")
+    assert read_release(store.folder, [key.public]).number == 2
