@@ -139,6 +139,20 @@ class Dataset:
         return f"{text}; returns {returns.mean():.1f} on average, from {returns.min():.1f} to {returns.max():.1f}"
 
 
+def first_difference(ours: Dataset, theirs: Dataset) -> str:
+    """Return where the episodes of two data sets first differ, bit by bit, in words; empty where they do not."""
+    if len(ours.episodes) != len(theirs.episodes):
+        return f"{len(ours.episodes)} and {len(theirs.episodes)} episodes"
+    for number, (one, other) in enumerate(zip(ours.episodes, theirs.episodes, strict=True)):
+        for each in dataclasses.fields(Episode):
+            values, wanted = getattr(one, each.name), getattr(other, each.name)
+            if values is None and wanted is None:
+                continue
+            if values is None or wanted is None or values.dtype != wanted.dtype or values.tobytes() != wanted.tobytes():
+                return f"{each.name} of episode {number}"
+    return ""
+
+
 def with_history(contract: Contract, history: int) -> Contract:
     """Return the contract of a policy that sees ``history`` previous frames."""
     return dataclasses.replace(contract, history=history)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import numpy as np
 
 from dpg_robot.contract import CommandChannel, Contract, Feature, MeasurementChannel
 from dpg_robot.data.datasets import Dataset, DatasetError, Episode
+from dpg_robot.data.episode_source import FoundEpisode, read_all
 from dpg_robot.errors import ContractError, did_you_mean
 from dpg_robot.files import new_folder
 
@@ -88,23 +91,59 @@ def read_dataset(folder: str | Path, rate_hz: float = 20.0) -> Dataset:
     Raises:
         DatasetError: not there, damaged, of spaces that are not plain vectors, or with values that cannot be used.
     """
-    folder = Path(folder)
-    minari = _minari()
-    metadata = _read_metadata(folder)
-    name = str(metadata.get("dataset_id", folder.name))
-    try:
-        stored = minari.MinariDataset(folder.resolve() / "data")
-        rows = list(stored.iterate_episodes())
-    except (ImportError, MemoryError):
-        raise
-    except Exception as error:  # h5py and Minari raise anything, assertions and KeyErrors included, on damaged files
-        raise DatasetError(f"{folder} cannot be read as a Minari data set: {type(error).__name__}: {error}") from error
-    contract = _contract(metadata, stored, name, rate_hz)
-    ours = metadata.get(_OURS)
-    low, high = (-1.0, 1.0) if ours else (stored.action_space.low, stored.action_space.high)
-    without_rewards = bool(rows) and all(np.isnan(np.asarray(row.rewards, np.float64)).all() for row in rows)
-    episodes = tuple(_episode(row, low, high, without_rewards) for row in rows)
-    return Dataset(name, contract, episodes, dict(ours["settings"]) if ours else {"source": name})
+    return read_all(MinariSource(folder, rate_hz))[0]
+
+
+class MinariSource:
+    """The episodes of a data set of Minari, one at a time.
+
+    Args:
+        folder: the data set's folder ``root/id``.
+        rate_hz: control steps per second, for a data set that does not say.
+
+    Raises:
+        DatasetError: as :func:`read_dataset`.
+    """
+
+    def __init__(self, folder: str | Path, rate_hz: float = 20.0) -> None:
+        self.folder = Path(folder)
+        minari = _minari()
+        metadata = _read_metadata(self.folder)
+        self.name = str(metadata.get("dataset_id", self.folder.name))
+        with self._named_errors():
+            self._stored = minari.MinariDataset(self.folder.resolve() / "data")
+            self._count = int(self._stored.total_episodes)
+        self.contract = _contract(metadata, self._stored, self.name, rate_hz)
+        ours = metadata.get(_OURS)
+        self.settings: dict[str, Any] = dict(ours["settings"]) if ours else {"source": self.name}
+        space = self._stored.action_space
+        self._limits: tuple[Any, Any] = (-1.0, 1.0) if ours else (space.low, space.high)
+        self._without_rewards: bool | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    def read_part(self, index: int) -> list[FoundEpisode]:
+        """Return episode ``index``; raises DatasetError where it is damaged."""
+        if self._without_rewards is None:
+            self._without_rewards = all(np.isnan(self._read(each).rewards).all() for each in range(self._count))
+        row = self._read(index)
+        return [
+            FoundEpisode(f"{self.name}, episode {index}", _episode(row, self._limits[0], self._limits[1], self._without_rewards))
+        ]
+
+    def _read(self, index: int) -> Any:
+        with self._named_errors():
+            return next(iter(self._stored.iterate_episodes([index])))
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (ImportError, MemoryError):
+            raise
+        except Exception as error:  # h5py and Minari raise anything, assertions and KeyErrors included, on damaged files
+            raise DatasetError(f"{self.folder} cannot be read as a Minari data set: {type(error).__name__}: {error}") from error
 
 
 def list_datasets(root: str | Path) -> list[str]:

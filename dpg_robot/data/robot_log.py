@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from dpg_robot.contract import Contract
 from dpg_robot.data.log_format import SEGMENT_PATTERN, segment_name
 from dpg_robot.data.log_segment import Segment, SegmentInfo, read_segment
-from dpg_robot.data.transition import Transition
+from dpg_robot.data.transition import Transition, tick_dtype
 from dpg_robot.data.transition_arrays import TransitionArrays, pair_records
 from dpg_robot.errors import LogError
 
@@ -52,6 +52,22 @@ def read_records(path: LogPath, *, on_damage: OnDamage = "raise") -> Iterator[ND
     for folder in find_runs(path):
         for _, records in _read_run(folder, on_damage):
             yield records
+
+
+def read_segments(run: LogPath, *, on_damage: OnDamage = "raise") -> Iterator[tuple[Path, str, NDArray[np.void]]]:
+    """Yield path, run id and records of each segment of one run folder; no records where it has none that can be used.
+
+    Raises:
+        LogError: at the first problem, unless ``on_damage`` is ``skip``.
+    """
+    folder = Path(run)
+    for path, piece in zip(sorted(folder.glob(SEGMENT_PATTERN)), _read_pieces(folder), strict=True):
+        if piece.problems and on_damage == "raise":
+            raise LogError(
+                f"the robot log {folder} is not contiguous: {'; '.join(piece.problems)}. "
+                "check_log reports all problems; on_damage='skip' reads what is left."
+            )
+        yield path, piece.run_id, np.zeros(0, tick_dtype(0, 0)) if piece.records is None else piece.records
 
 
 def read_contract(run: LogPath) -> Contract:
@@ -234,15 +250,10 @@ def _read_pieces(folder: Path) -> Iterator[_Piece]:
 
 
 def _read_run(folder: Path, on_damage: OnDamage) -> Iterator[tuple[str, NDArray[np.void]]]:
-    """Yield (run id, records) of each segment; raises LogError at the first problem unless it is to be skipped."""
-    for piece in _read_pieces(folder):
-        if piece.problems and on_damage == "raise":
-            raise LogError(
-                f"the robot log {folder} is not contiguous: {'; '.join(piece.problems)}. "
-                "check_log reports all problems; on_damage='skip' reads what is left."
-            )
-        if piece.records is not None and len(piece.records):
-            yield piece.run_id, piece.records
+    """Yield (run id, records) of each segment that has records; raises LogError as :func:`read_segments`."""
+    for _, run_id, records in read_segments(folder, on_damage=on_damage):
+        if len(records):
+            yield run_id, records
 
 
 def _read_run_transitions(folder: Path, on_damage: OnDamage) -> Iterator[TransitionArrays]:

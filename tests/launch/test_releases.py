@@ -18,7 +18,7 @@ from dpg_robot.data.transition import LoopState
 from dpg_robot.policy_file import read_policy_file
 
 ROOT = Path(__file__).parents[2]
-DEADLINE_S = 60.0
+DEADLINE_S = 120.0
 UPDATES = """updates: {shadow_s: 0.5, watch_s: 1.0, max_difference: 0.5, poll_s: 0.1}
 safety:
   stale_patience_periods: 10
@@ -96,6 +96,13 @@ class Robot:
     def said(self):
         return (self.folder / "stderr.txt").read_text()
 
+    def wait_until(self, condition, what):
+        def done():
+            assert self.process.poll() is None, self.said
+            return condition()
+
+        wait_for(done, what)
+
     def remembers(self, name):
         return json.loads(self.memory.read_text())[name]
 
@@ -127,9 +134,9 @@ def test_a_release_is_tried_and_accepted_between_two_ticks_and_the_next_one_is_t
     robot.start()
     second = robot.publish(bias=0.03)
     accepted = sha256_of(robot.store / "policy.onnx")
-    wait_for(lambda: robot.remembers("accepted") == accepted, "the acceptance")
+    robot.wait_until(lambda: robot.remembers("accepted") == accepted, "the acceptance")
     robot.publish(bias=0.9)  # wants quite another force
-    wait_for(lambda: robot.remembers("refused"), "the refusal")
+    robot.wait_until(lambda: robot.remembers("refused"), "the refusal")
     summary, records = robot.stop()
     assert [event["state"] for event in summary["loop"]["updates"]] == ["shadow", "watched", "accepted", "shadow", "refused"]
     names = records["policy"].tolist()
@@ -147,13 +154,13 @@ def test_the_next_run_begins_with_what_was_accepted_and_an_old_release_put_back_
     robot.start()
     robot.publish(bias=0.03)
     accepted = sha256_of(robot.store / "policy.onnx")
-    wait_for(lambda: robot.remembers("accepted") == accepted, "the acceptance")
+    robot.wait_until(lambda: robot.remembers("accepted") == accepted, "the acceptance")
     robot.stop()
     (robot.store / "release.json").write_bytes(old)
     robot.start()
-    wait_for(lambda: "is older than 2" in robot.said, "the refusal of the old release")
+    robot.wait_until(lambda: "is older than 2" in robot.said, "the refusal of the old release")
     host("rollback", "--to", 1, "--reason", "the cart trembled", "--store", robot.store, "--sign", robot.key)
-    wait_for(lambda: robot.remembers("accepted") != accepted, "the way back")
+    robot.wait_until(lambda: robot.remembers("accepted") != accepted, "the way back")
     _, records = robot.stop()
     assert records["policy"][0] != first
     assert records["policy"][-1] == first
