@@ -167,7 +167,11 @@ def _damage_kinds() -> dict[str, FaultKind]:
     }
     found = {}
     for name, (kind, text, amount, lasting) in kinds.items():
-        found[name] = FaultKind(f"{text}, for a moment", "rides", _bus(kind, _TRANSIENT_S, amount=amount), starts_anywhere=True)
+        transient = _bus(kind, _TRANSIENT_S, amount=amount)
+        if amount == next_late:  # two answers that are held back hold back those behind them too, which are too many then
+            found[name] = FaultKind(f"{text}, for a moment", "either", transient, _STALE, STALE_S, starts_anywhere=True)
+        else:
+            found[name] = FaultKind(f"{text}, for a moment", "rides", transient, starts_anywhere=True)
         found[f"{name}, lasting"] = FaultKind(
             f"{text}, for 0.5 s and more",
             lasting,
