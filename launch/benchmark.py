@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measure ours beside what others offer for the same work: simulation, learning, the action gradient, servo buses, the loop."""
+"""Measure ours beside what others offer for the same work: simulation, learning, the action gradient, servo buses, the loop, shipping."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dpg_robot.errors import DpgError
 from dpg_robot.files import write_atomically
+from dpg_robot.shipping.benchmarks.ship_command import add_ship_arguments
 from hw_drivers.benchmarks.bus_command import add_bus_arguments
 from hw_drivers.benchmarks.faults_command import add_fault_arguments
 from hw_drivers.benchmarks.loop_command import add_loop_arguments
@@ -37,6 +38,7 @@ def main() -> None:
     add_bus_arguments(commands)
     add_fault_arguments(commands, Path(__file__).resolve().parent)
     add_loop_arguments(commands, Path(__file__).resolve().parent, write_untrained_policies)
+    add_ship_arguments(commands, Path(__file__).resolve().parent)
     add_transfer_arguments(commands, Path(__file__).resolve().parent, Path(__file__).resolve().parent.parent / "configs")
     arguments = parser.parse_args()
     try:

@@ -182,6 +182,13 @@ class ReleaseWatch:
         """Remember where the policy on trial stands, when that has changed."""
         trial = self.memory.trial
         if trial is None or trial.number != release:
+            if state == UpdateState.REFUSED and reason:  # what was noted during the run did not say why
+                unexplained = _unexplained(release)
+                refused = {
+                    sha256: text.replace(unexplained, f"release {release}: {reason}")
+                    for sha256, text in self.memory.refused.items()
+                }
+                self._update(refused=refused)
             return
         if state == UpdateState.WATCHED:
             if not trial.has_acted or watched_s >= trial.watched_s + 1.0:
@@ -189,7 +196,7 @@ class ReleaseWatch:
         elif state == UpdateState.ACCEPTED:
             self._update(accepted=trial.sha256, trial=None)
         elif state == UpdateState.REFUSED:
-            self._refuse(trial.sha256, f"release {release}: {reason or 'it failed on trial'}")
+            self._refuse(trial.sha256, f"release {release}: {reason}" if reason else _unexplained(release))
 
     def end_run(self, fault: str) -> None:
         """Say that the run has ended in order, or with a fault, which speaks against a policy that acted on trial."""
@@ -235,3 +242,7 @@ class ReleaseWatch:
         if changed != self.memory:
             changed.save(self._path)
             self.memory = changed
+
+
+def _unexplained(release: int) -> str:
+    return f"release {release}: it failed on trial"

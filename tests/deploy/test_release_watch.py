@@ -121,6 +121,17 @@ def test_a_policy_that_failed_is_not_tried_again(how, store):
     assert again.first_policy() == policy_path(store.folder, store.sha[1])
 
 
+def test_why_a_policy_was_refused_is_added_when_it_is_known(store):
+    watch = store.watch()
+    watch.first_policy()
+    store.release(2)
+    watch.poll()
+    watch.note(UpdateState.REFUSED, 2, 0.0)
+    watch.note(UpdateState.REFUSED, 2, 0.0, "it was bad")
+    watch.note(UpdateState.REFUSED, 3, 0.0, "another one")
+    assert Memory.load(store.memory).refused == {store.sha[2]: "release 2: it was bad"}
+
+
 def test_a_stop_before_it_acted_does_not_speak_against_it(store):
     watch = store.watch()
     watch.first_policy()

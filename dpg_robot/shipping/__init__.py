@@ -1,0 +1,1 @@
+"""Shipping of robot logs to a host: nothing lost, nothing twice, in order (no torch, no mujoco)."""
