@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measure ours beside what others offer for the same work: simulation, learning, the action gradient, servo buses, the loop, shipping."""
+"""Measure ours beside what others offer for the same work: simulation, learning, the gradient, servo buses, the loop, shipping."""
 
 from __future__ import annotations
 
