@@ -237,10 +237,10 @@ class ServoBus:
             return heard
         left = list(suspects)
         for answer in self._answers_until(due_ns):
-            if answer.id not in left or len(answer.data) != _ID_BYTES or answer.data[0] != answer.id:
+            if answer.id not in left or not _tells_id(answer):
                 self.counters.unasked += 1
                 continue
-            del left[: left.index(answer.id) + 1]
+            left.remove(answer.id)  # in any order, as each tells its own ID; it may be a late answer to an earlier request
             heard.append(answer.id)
             self._note(answer)
             if not left:
@@ -255,6 +255,9 @@ class ServoBus:
         if self._send(request, due_ns):
             last = -1
             for answer in self._answers_until(due_ns):
+                if _tells_id(answer):
+                    self.counters.unasked += 1  # a late answer to an earlier request for it was taken for that to the last one
+                    continue
                 place = asked.index(answer.id) if answer.id in asked else -1
                 if place <= last or len(answer.data) != length:
                     self.counters.unasked += 1
@@ -303,3 +306,7 @@ class ServoBus:
     def _note(self, answer: BusAnswer) -> None:
         self.errors[answer.id] = answer.error
         self.counters.alarms += answer.error != 0
+
+
+def _tells_id(answer: BusAnswer) -> bool:
+    return len(answer.data) == _ID_BYTES and answer.data[0] == answer.id
