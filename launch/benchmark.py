@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measure ours beside what others offer for the same work: simulation, learning, the gradient, servo buses, the loop, shipping."""
+"""Measure ours beside what others offer for the same work: simulation, learning, gradients, servo buses, the loop, logs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 from datetime import UTC, datetime
 from pathlib import Path
 
+from dpg_robot.data.benchmarks.log_command import add_log_arguments
 from dpg_robot.errors import DpgError
 from dpg_robot.files import write_atomically
 from dpg_robot.shipping.benchmarks.ship_command import add_ship_arguments
@@ -38,6 +39,7 @@ def main() -> None:
     add_bus_arguments(commands)
     add_fault_arguments(commands, Path(__file__).resolve().parent)
     add_loop_arguments(commands, Path(__file__).resolve().parent, write_untrained_policies)
+    add_log_arguments(commands)
     add_ship_arguments(commands, Path(__file__).resolve().parent)
     add_transfer_arguments(commands, Path(__file__).resolve().parent, Path(__file__).resolve().parent.parent / "configs")
     arguments = parser.parse_args()

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dpg_robot.data.benchmarks.synthetic_robot import synthetic_contract, synthetic_records
 from dpg_robot.data.log_writer import LogWriter
 from dpg_robot.shipping.benchmarks.kill_campaign import verify
-from dpg_robot.shipping.benchmarks.synthetic_robot import synthetic_contract, synthetic_records
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 60.0

@@ -12,11 +12,11 @@ import numpy as np
 from nats.aio.msg import Msg
 from numpy.typing import NDArray
 
+from dpg_robot.data.benchmarks.synthetic_robot import synthetic_contract, synthetic_records
 from dpg_robot.data.log_format import SEGMENT_PATTERN
 from dpg_robot.data.log_writer import LogWriter
 from dpg_robot.data.robot_log import read_records
 from dpg_robot.shipping.benchmarks.site import ROBOT, Site, wait_for
-from dpg_robot.shipping.benchmarks.synthetic_robot import synthetic_contract, synthetic_records
 from dpg_robot.shipping.nats_link import HOST_NAME, connect, disconnect, log_subject
 from dpg_robot.shipping.nats_receiver import make_streams
 from dpg_robot.shipping.nats_sender import NatsSender
@@ -27,7 +27,7 @@ from dpg_robot.shipping.status_file import read_status
 
 _BATCH = 256
 _PENDING = 64  # messages of the bare publisher on their way, 16 MiB
-_MODULE = "dpg_robot.shipping.benchmarks.synthetic_robot"
+_MODULE = "dpg_robot.data.benchmarks.synthetic_robot"
 
 
 def measure_latency(folder: Path, program: Path, seconds: float, rate_hz: float, channels: int, seed: int) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def verify(log: Path, stored: Path, recorded: dict[str, int]) -> list[str]:
 
 
 def _start_robot(campaign: Campaign, site: Site) -> subprocess.Popen[bytes]:
-    module = "dpg_robot.shipping.benchmarks.synthetic_robot"
+    module = "dpg_robot.data.benchmarks.synthetic_robot"
     arguments = [site.log, _RUN, campaign.seconds, campaign.rate_hz, campaign.channels, campaign.seed]
     return subprocess.Popen([sys.executable, "-m", module, *map(str, arguments)], stdout=subprocess.PIPE)
 

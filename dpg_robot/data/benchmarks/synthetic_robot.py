@@ -1,6 +1,7 @@
 """A robot that only records: pushes records at a rate into the real ring, from which the real log process writes the log.
 
-Program: ``python -m dpg_robot.shipping.benchmarks.synthetic_robot LOG RUN SECONDS RATE_HZ CHANNELS SEED``. Its last line is JSON.
+Program: ``python -m dpg_robot.data.benchmarks.synthetic_robot LOG RUN SECONDS RATE_HZ CHANNELS SEED [SEGMENT_S]``. Its last
+line is JSON.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ import json
 import subprocess
 import sys
 import time
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dpg_robot.contract import CommandChannel, Contract, Feature, MeasurementChannel
 from dpg_robot.data.log_process import log_command
+from dpg_robot.data.log_writer import SEGMENT_SECONDS
 from dpg_robot.data.ring import LogState, Ring
 from dpg_robot.data.transition import LoopState, tick_dtype
 
@@ -54,13 +57,16 @@ def synthetic_records(first: int, count: int, channels: int, rng: np.random.Gene
     return records
 
 
-def record_run(log: str, run: str, seconds: float, rate_hz: float, channels: int, seed: int) -> dict[str, int]:
+def record_run(
+    log: str, run: str, seconds: float, rate_hz: float, channels: int, seed: int, segment_s: float = SEGMENT_SECONDS
+) -> dict[str, int]:
     """Record a run; returns how many records were pushed, and how many were refused because the ring was full."""
     contract, rng = synthetic_contract(channels, rate_hz), np.random.default_rng(seed)
     with Ring.create(tick_dtype(channels, NUM_ACTIONS), _RING_RECORDS) as ring:
         ring.register_producer()
-        arguments = {"ring_name": ring.name, "num_measurements": channels, "num_actions": NUM_ACTIONS}
-        process = subprocess.Popen(log_command(**arguments, folder=log, run_id=run, contract_dict=contract.to_dict()))
+        arguments: dict[str, Any] = {"ring_name": ring.name, "num_measurements": channels, "num_actions": NUM_ACTIONS}
+        arguments |= {"folder": log, "run_id": run, "contract_dict": contract.to_dict(), "segment_seconds": segment_s}
+        process = subprocess.Popen(log_command(**arguments))
         end_s = time.monotonic() + _START_S
         while ring.status.state != LogState.WRITING and time.monotonic() < end_s:
             time.sleep(0.01)
@@ -77,8 +83,9 @@ def record_run(log: str, run: str, seconds: float, rate_hz: float, channels: int
 
 def main() -> None:
     """Record a run as the command line says."""
-    log, run, seconds, rate_hz, channels, seed = sys.argv[1:]
-    print(json.dumps(record_run(log, run, float(seconds), float(rate_hz), int(channels), int(seed))))
+    log, run, seconds, rate_hz, channels, seed, *segment_s = sys.argv[1:]
+    result = record_run(log, run, float(seconds), float(rate_hz), int(channels), int(seed), *map(float, segment_s))
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

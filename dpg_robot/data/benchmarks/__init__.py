@@ -1,0 +1,1 @@
+"""Measurements of the robot log under kills, in real processes."""
