@@ -116,6 +116,7 @@ class FaultKind:
 _STALE = r"no fresh measurement|no valid answer"  # the latter of a servo that is not measured
 _ALARM = r"hardware fault"
 _TRANSIENT_S = (0.042, 0.06)  # one reading or two, of the three that may be missed
+_SHORT_S = (0.02, 0.042)
 _LASTING_S = (0.5, 0.9)
 
 
@@ -167,7 +168,8 @@ def _damage_kinds() -> dict[str, FaultKind]:
     }
     found = {}
     for name, (kind, text, amount, lasting) in kinds.items():
-        transient = _bus(kind, _TRANSIENT_S, amount=amount)
+        # what is held back at the end of the fault comes that much later
+        transient = _bus(kind, _SHORT_S if amount == late else _TRANSIENT_S, amount=amount)
         if amount == next_late:  # two answers that are held back hold back those behind them too, which are too many then
             found[name] = FaultKind(f"{text}, for a moment", "either", transient, _STALE, STALE_S, starts_anywhere=True)
         else:
