@@ -38,7 +38,8 @@ FORMAT_VERSION = 1
 
 _DOMAIN = b"dpg-robot release\n"  # so that a signature of something else is never one of a release
 _MAX_RELEASE_BYTES = 64 * 1024
-_MAX_POLICY_BYTES = 256 * 1024 * 1024
+_MAX_POLICY_BYTES = 16 * 1024 * 1024  # what a control process can load beside its ticks
+_LARGEST_NUMBER = 2**48
 
 
 class ReleaseError(PolicyFileError):
@@ -85,8 +86,8 @@ class Release:
                 raise
             raise ReleaseError(f"the text of a release is not as expected: {error}") from error
         numbers = (release.number, release.wall_ns)
-        if any(type(number) is not int for number in numbers) or release.number < 1:
-            raise ReleaseError(f"a release must have a number of 1 or more, got {release.number!r}")
+        if any(type(number) is not int for number in numbers) or not 1 <= release.number <= _LARGEST_NUMBER:
+            raise ReleaseError(f"a release must have a number of 1 to {_LARGEST_NUMBER}, got {release.number!r}")
         for name, length in (("policy_sha256", 64), ("policy_id", 16)):
             value = getattr(release, name)
             if not isinstance(value, str) or len(value) != length or not set(value) <= set("0123456789abcdef"):
@@ -174,13 +175,14 @@ def verify_release(content: bytes, trusted: Iterable[TrustedKey]) -> Release:
             raise ValueError(f"it has {len(content)} bytes, at most {_MAX_RELEASE_BYTES} are read")
         document = json.loads(content)
         text, key_id = str(document["release"]), str(document["key"])
+        signed = _DOMAIN + text.encode()
         signature = base64.b64decode(document["signature"], validate=True)
     except (ValueError, KeyError, TypeError, RecursionError, binascii.Error) as error:
         raise ReleaseError(f"a release file that cannot be read: {error}") from error
     if key_id not in by_id:
         raise ReleaseError(f"the release is signed by key {key_id[:16]!r}; trusted are: {', '.join(by_id) or 'none'}")
     try:
-        by_id[key_id].key.verify(signature, _DOMAIN + text.encode())
+        by_id[key_id].key.verify(signature, signed)
     except InvalidSignature as error:
         raise ReleaseError(f"the signature of the release is not that of key {key_id}: it was changed after signing") from error
     return Release.from_json(text)
@@ -189,11 +191,7 @@ def verify_release(content: bytes, trusted: Iterable[TrustedKey]) -> Release:
 def read_release(store: str | Path, trusted: Sequence[TrustedKey]) -> Release:
     """Return the present release of a store. Raises ReleaseError as :func:`verify_release` does, or if there is none."""
     path = Path(store) / RELEASE_FILE
-    try:
-        with path.open("rb") as file:
-            content = file.read(_MAX_RELEASE_BYTES + 1)
-    except OSError as error:
-        raise ReleaseError(f"cannot read the release {path}: {error.strerror or error}") from error
+    content = _read_bounded(path, _MAX_RELEASE_BYTES, "release")
     try:
         return verify_release(content, trusted)
     except ReleaseError as error:
@@ -215,12 +213,12 @@ def read_released_policy(store: str | Path, release: Release) -> tuple[bytes, Po
 
 def read_stored_policy(store: str | Path, sha256: str) -> tuple[bytes, PolicyMetadata]:
     """Return bytes and metadata of the policy of a hash; raises as :func:`read_released_policy` does."""
-    path = policy_path(store, sha256)
-    try:
-        with path.open("rb") as file:
-            content = file.read(_MAX_POLICY_BYTES + 1)
-    except OSError as error:
-        raise ReleaseError(f"cannot read the policy {path}: {error.strerror or error}") from error
+    return check_stored_policy(policy_path(store, sha256), sha256)
+
+
+def check_stored_policy(path: Path, sha256: str) -> tuple[bytes, PolicyMetadata]:
+    """Return bytes and metadata of a policy file that must have a hash; raises as :func:`read_released_policy` does."""
+    content = _read_bounded(path, _MAX_POLICY_BYTES, "policy")
     got = hashlib.sha256(content).hexdigest()
     if got != sha256:
         raise ReleaseError(
@@ -240,7 +238,7 @@ def write_release(store: str | Path, policy: bytes, release: Release, key: Signi
         raise ReleaseError(f"release {release.number} names another policy than the one given")
     path = policy_path(store, release.policy_sha256)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
+    if not path.is_file() or path.read_bytes() != policy:  # a damaged one is repaired
         write_atomically(path, policy)
     write_atomically(Path(store) / RELEASE_FILE, key.sign(release))
 
@@ -248,6 +246,21 @@ def write_release(store: str | Path, policy: bytes, release: Release, key: Signi
 def policy_path(store: str | Path, sha256: str) -> Path:
     """Return where a store keeps the policy of a hash."""
     return Path(store) / POLICY_FOLDER / f"{sha256}.onnx"
+
+
+def _read_bounded(path: Path, most: int, what: str) -> bytes:
+    """Return the content of an ordinary file of at most so many bytes; a pipe or device is not waited for."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise ReleaseError(f"the {what} {path} is no ordinary file")
+            content = file.read(most + 1)
+    except OSError as error:
+        raise ReleaseError(f"cannot read the {what} {path}: {error.strerror or error}") from error
+    if len(content) > most:
+        raise ReleaseError(f"the {what} {path} is larger than {most} bytes, the most that a robot takes")
+    return content
 
 
 def _read_key(path: str | Path) -> bytes:

@@ -13,7 +13,7 @@ import torch
 
 import sim
 from dpg_robot.config import add_config_arguments, config_from_arguments, dump_config, setting
-from dpg_robot.errors import CheckpointError, DpgError
+from dpg_robot.errors import CheckpointError, DpgError, PolicyFileError
 from dpg_robot.files import write_atomically
 from dpg_robot.host.finetune import FinetuneConfig, finetune, judge
 from dpg_robot.host.gate import GateConfig, Verdict, decide
@@ -146,6 +146,7 @@ def main() -> None:
     rollback = subparsers.add_parser("rollback", help="make an earlier version the current one again")
     rollback.add_argument("--to", type=int, required=True, metavar="N", help="number of the version")
     rollback.add_argument("--reason", default="rolled back by hand", help="why, for those who read the release")
+    rollback.add_argument("--rejected", action="store_true", help="also a version that did not pass the gate")
     for command in (tune, publish, rollback):
         command.add_argument("--store", type=Path, default=Path("runs/store"), help="model store (default: %(default)s)")
         command.add_argument("--sign", type=Path, metavar="KEY", help="private key that signs releases (default: none is made)")
@@ -169,6 +170,12 @@ def main() -> None:
             print(f"published {publish_by_hand(store, arguments.policy)}")
             return
         if arguments.command == "rollback":
+            verdict = store.verdict(arguments.to)
+            if not verdict["passed"] and not arguments.rejected:
+                reasons = "; ".join(verdict["reasons"])
+                raise PolicyFileError(
+                    f"version {arguments.to} did not pass the gate ({reasons}); --rejected takes it nevertheless"
+                )
             store.publish(arguments.to, arguments.reason)
             print(f"version {arguments.to} is the current one again")
             return

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,9 +74,8 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--release-memory",
             type=Path,
-            default=Path("releases.json"),
             metavar="FILE",
-            help="what this robot remembers of releases (default: %(default)s)",
+            help="what this robot remembers of releases (default: NAME.json in ~/.local/state/dpg-robot, or in $XDG_STATE_HOME)",
         )
         command.add_argument(
             "--robot",
@@ -188,19 +188,23 @@ def _calibrate(args: argparse.Namespace) -> int:
     return 0
 
 
-def _find_policy(args: argparse.Namespace, robot: RobotConfig) -> tuple[Path, ReleaseWatch | None]:
-    """Return the policy to begin with and, with a store, what looks for the next."""
+def _find_policy(args: argparse.Namespace, robot: RobotConfig, *, runs: bool) -> tuple[Path, ReleaseWatch | None]:
+    """Return the policy to begin with and, with a store, what looks for the next; only a run remembers what it sees."""
     if args.store is None:
         return args.policy, None
     if not args.trust:
         raise ConfigError("--store needs --trust KEY.pub: a release is only believed if a key that you trust has signed it")
-    releases = ReleaseWatch(args.store, [TrustedKey.load(path) for path in args.trust], robot, args.release_memory)
+    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "dpg-robot"
+    memory = args.release_memory or state / f"{robot.name}.json"
+    releases = ReleaseWatch(args.store, [TrustedKey.load(path) for path in args.trust], robot, memory)
+    if runs:
+        releases.begin_run()
     return releases.first_policy(), releases
 
 
 def _run(args: argparse.Namespace) -> int:
     robot = _load_robot(args)
-    policy, releases = _find_policy(args, robot)
+    policy, releases = _find_policy(args, robot, runs=not args.shadow)
     settings = RunSettings(
         robot=robot,
         policy=policy,
@@ -222,7 +226,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> int:
     robot = _load_robot(args)
-    policy, _ = _find_policy(args, robot)
+    policy, _ = _find_policy(args, robot, runs=False)
     results = check_robot(robot, policy)
     for result in results:
         print(result)

@@ -75,6 +75,19 @@ def test_anything_else_is_refused_and_never_an_unexpected_error(content):
         verify_release(content, [KEY.public])
 
 
+@given(st.text(alphabet=st.characters(), max_size=50), st.binary(max_size=80))
+def test_any_text_under_the_name_of_a_trusted_key_is_refused(text, signature):
+    document = {"release": text, "key": KEY.public.id, "signature": base64.b64encode(signature).decode()}
+    with pytest.raises(ReleaseError):
+        verify_release(json.dumps(document).encode(), [KEY.public])
+
+
+def test_half_of_a_surrogate_pair_is_refused():
+    document = {"release": "\ud800", "key": KEY.public.id, "signature": ""}
+    with pytest.raises(ReleaseError, match="cannot be read"):
+        verify_release(json.dumps(document).encode(), [KEY.public])
+
+
 @pytest.mark.parametrize(
     "content",
     [b"[]", b"null", b'{"release": "", "key": "", "signature": 3}', b"[" * 60_000, b" " * 70_000, b'{"release": {}}'],
@@ -87,8 +100,9 @@ def test_documents_of_another_form_are_refused(content):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"number": 0}, "number of 1 or more"),
-        ({"number": True}, "number of 1 or more"),
+        ({"number": 0}, "number of 1 to"),
+        ({"number": True}, "number of 1 to"),
+        ({"number": 2**63}, "number of 1 to"),
         ({"policy_sha256": "../../etc/passwd"}, "64 hexadecimal digits"),
         ({"policy_id": "x" * 16}, "16 hexadecimal digits"),
         ({"format_version": 2}, "format 2"),

@@ -51,8 +51,10 @@ class _Cell(IntEnum):
     TICKS = 4
     MISSED = 5
     UPDATE = 6
-    RELEASE = 7
-    WATCHED = 8
+    WATCHED = 7
+
+
+_UPDATE_STATES = 16
 
 
 class ControlBlock:
@@ -99,14 +101,14 @@ class ControlBlock:
 
     def publish_update(self, state: UpdateState, release: int, watched: int) -> None:
         """Say where the policy of a release stands, and for how many ticks it was watched (by the control process only)."""
-        cells = self._cells
-        cells[_Cell.RELEASE], cells[_Cell.WATCHED], cells[_Cell.UPDATE] = release, watched, state
+        self._cells[_Cell.WATCHED] = watched
+        self._cells[_Cell.UPDATE] = release * _UPDATE_STATES + state  # in one, so that nobody sees half of it
 
     @property
     def update(self) -> tuple[UpdateState, int, int]:
         """Where the last new policy stands, the number of its release, and for how many ticks it was watched."""
-        cells = self._cells
-        return UpdateState(cells[_Cell.UPDATE]), cells[_Cell.RELEASE], cells[_Cell.WATCHED]
+        release, state = divmod(self._cells[_Cell.UPDATE], _UPDATE_STATES)
+        return UpdateState(state), release, self._cells[_Cell.WATCHED]
 
     @property
     def progress(self) -> Progress:

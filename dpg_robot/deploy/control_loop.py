@@ -28,7 +28,13 @@ from dpg_robot.errors import DpgError
 
 _START_TIMEOUT_S = 5.0  # for the first measurement and for the log process
 _RING_FILL_LIMIT = 0.75
-_COMMAND_CHANGED = SafetyFlag.ACTION_CLIPPED | SafetyFlag.COMMAND_LIMITED | SafetyFlag.RATE_LIMITED | SafetyFlag.SOFT_LIMIT
+_COMMAND_CHANGED = (
+    SafetyFlag.ACTION_CLIPPED
+    | SafetyFlag.COMMAND_LIMITED
+    | SafetyFlag.RATE_LIMITED
+    | SafetyFlag.SOFT_LIMIT
+    | SafetyFlag.LEAD_LIMITED
+)
 
 
 class StopLoop(Exception):  # noqa: N818 - not an error: the way out of the loop, from wherever it is noticed
@@ -266,7 +272,6 @@ class ControlLoop:
             np.multiply(self._action, self._half_range, out=self._command)
             self._command += self._middle
         self._send(by_policy=True, explored=explored)
-        policies.note(self._record.safety)
         self._block.publish_update(policies.state, policies.release, policies.watched)
 
     def _send(self, *, by_policy: bool = False, explored: bool = False, end: EpisodeEnd = EpisodeEnd.NOT_ENDED) -> None:
@@ -286,7 +291,8 @@ class ControlLoop:
             np.subtract(self._command, self._middle, out=self._action)
             self._action /= self._half_range
         if by_policy and not self._settings.shadow:
-            self._policies.record_executed(self._action, changed=not np.array_equal(self._action, self._intended))
+            changed = not np.array_equal(self._action, self._intended)
+            self._policies.finish(self._state.values, self._action, record.safety, changed=changed)
         record.set_command(self._intended, self._action, self._command, compute_ns)
         self._push(end)
         if stop is not None:

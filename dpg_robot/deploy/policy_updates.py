@@ -1,16 +1,16 @@
 """The policies of a run: the one that acts, and a new one that has to earn its place while the robot moves.
 
-A new policy first runs in the shadow of the acting one: it sees the same measurements, and its actions are compared. Then it
-acts, from one tick to the next, and is watched for a while, with the old policy in its shadow. If it fails meanwhile, the old one
-acts again, in the same tick.
+A new policy first runs in the shadow of the acting one: it sees the same measurements, and its actions are compared, after the
+command of the tick was sent. Then it acts, from one tick to the next, and is watched for a while, with the old policy in its
+shadow. If it fails meanwhile, the old one acts again, in the same tick.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import time
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from multiprocessing.connection import Connection
@@ -28,9 +28,16 @@ from dpg_robot.errors import ConfigError
 from dpg_robot.policy_file import GoldenVectors, PolicyMetadata
 
 _INTERVENTIONS = (
-    SafetyFlag.NON_FINITE | SafetyFlag.COMMAND_LIMITED | SafetyFlag.RATE_LIMITED | SafetyFlag.SOFT_LIMIT | SafetyFlag.LEAD_LIMITED
+    SafetyFlag.NON_FINITE
+    | SafetyFlag.COMMAND_LIMITED
+    | SafetyFlag.RATE_LIMITED
+    | SafetyFlag.SOFT_LIMIT
+    | SafetyFlag.LEAD_LIMITED
+    | SafetyFlag.OVERRUN
 )
-_FEWEST_WATCHED = 20  # ticks, before a share of them means anything
+_WINDOW = 20  # ticks, of which a share means something
+_MOST_OF_PERIOD = 0.5  # that a policy in the shadow may take
+_RETIRE_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -56,13 +63,17 @@ class UpdateConfig:
 
 
 class UpdateState(IntEnum):
-    """Where a new policy stands."""
+    """Where a new policy stands; RECALLED is neither good nor bad: another release took its place."""
 
     NONE = 0
     SHADOW = 1
     WATCHED = 2
     ACCEPTED = 3
     REFUSED = 4
+    RECALLED = 5
+
+
+ON_TRIAL = (UpdateState.SHADOW, UpdateState.WATCHED)
 
 
 @dataclass(frozen=True)
@@ -106,12 +117,15 @@ class Candidate:
 class PolicyUpdates:
     """All policies of a run, as one that acts; the control loop asks it as it would ask a session.
 
+    In each tick the loop calls :meth:`step`, sends what is safe, and then calls :meth:`finish`.
+
     Attributes:
         acting: the policy that acts.
         state: where the last new policy stands.
         release: number of its release, 0 if there was none.
         watched: ticks for which it has been watched.
         events: what happened so far.
+        retired: policies that are not needed any more, for another thread to let go of.
     """
 
     def __init__(self, session: PolicySession, config: UpdateConfig | None = None) -> None:
@@ -119,16 +133,20 @@ class PolicyUpdates:
         self.acting = session
         self.state, self.release, self.watched = UpdateState.NONE, 0, 0
         self.events: list[UpdateEvent] = []
+        self.retired: deque[PolicySession] = deque()
         self._config = config or UpdateConfig()
         rate_hz = session.contract.rate_hz
         self._shadow_ticks = max(1, round(self._config.shadow_s * rate_hz))
         self._watch_ticks = max(1, round(self._config.watch_s * rate_hz))
+        self._longest_ns = round(_MOST_OF_PERIOD * session.contract.period_ns)
         self._offers: deque[Candidate] = deque(maxlen=1)  # filled by another thread
+        self._recalled = 0  # set by another thread: releases up to this number are not to act any more
         self._other: PolicySession | None = None  # the new policy in the shadow, then the old one
         self._tick = 0
+        self._other_has_stepped = False
         self._difference = 0.0
         self._shadowed = self._shadow_interventions = 0
-        self._watched_here = self._watch_interventions = 0
+        self._window: deque[bool] = deque(maxlen=_WINDOW)
 
     @property
     def contract(self) -> Contract:
@@ -136,8 +154,12 @@ class PolicyUpdates:
         return self.acting.contract
 
     def offer(self, candidate: Candidate) -> None:
-        """Offer a policy; it is taken up between two ticks, unless another is on its way. Any thread may call this."""
+        """Offer a policy; it is taken up between two ticks, once there is no other on trial. Any thread may call this."""
         self._offers.append(candidate)
+
+    def recall(self, release: int) -> None:
+        """Take back releases up to a number, as soon as the next tick. Any thread may call this."""
+        self._recalled = max(self._recalled, release)
 
     def reset(self) -> None:
         """Forget all histories, at the start of an episode."""
@@ -155,95 +177,110 @@ class PolicyUpdates:
         Raises:
             Exception: what the acting policy raises, if there is no other that could act.
         """
-        self._tick = tick
+        self._tick, self._other_has_stepped = tick, False
         self._move_on()
-        if self.state == UpdateState.WATCHED:
-            return self._step_watched(measurement)
-        command = self.acting.step(measurement)
-        if self.state == UpdateState.SHADOW:
-            self._step_shadow(measurement)
-        return command
+        if self.state != UpdateState.WATCHED:
+            return self.acting.step(measurement)
+        try:
+            command = self.acting.step(measurement)
+            if np.isfinite(command).all() and np.isfinite(self.acting.action).all():
+                return command
+            fault = "a command that is not finite"
+        except Exception as error:
+            fault = f"{type(error).__name__}: {error}"
+        self._roll_back(fault)
+        return self.acting.step(measurement)
 
     @property
     def action(self) -> NDArray[np.float64]:
         """(A,) action of the acting policy in the last step; a copy."""
         return self.acting.action
 
-    def record_executed(self, action: NDArray[np.float64], *, changed: bool) -> None:
-        """Say which action (A,) was carried out after :meth:`step`, and whether it is another than :attr:`action`."""
-        if changed:
-            self.acting.record_executed(action)
-        if self._other is not None:
-            self._other.record_executed(action)
+    def finish(self, measurement: NDArray[np.float64], executed: NDArray[np.float64], safety: int, *, changed: bool) -> None:
+        """End a tick, when its command was sent: let the other policy decide too, and take note of how it went.
 
-    def note(self, safety: int) -> None:
-        """Take note of what the safety layers did in a tick, as bits of SafetyFlag."""
-        intervened = bool(safety & _INTERVENTIONS)
+        Args:
+            measurement: (M,) what :meth:`step` got.
+            executed: (A,) action that was carried out.
+            safety: what the safety layers did, as bits of SafetyFlag.
+            changed: whether ``executed`` is another than :attr:`action`.
+        """
+        if changed:
+            self.acting.record_executed(executed)
+        if self._other is not None:
+            self._step_other(measurement, executed)
+        self._note(bool(safety & _INTERVENTIONS))
+
+    def _step_other(self, measurement: NDArray[np.float64], executed: NDArray[np.float64]) -> None:
+        other, in_shadow = self._other, self.state == UpdateState.SHADOW
+        assert other is not None
+        begin_ns = time.monotonic_ns()
+        try:
+            command = other.step(measurement)
+            fault = "" if np.isfinite(command).all() and np.isfinite(other.action).all() else "a command that is not finite"
+        except Exception as error:
+            fault = f"{type(error).__name__}: {error}"
+        took_ns = time.monotonic_ns() - begin_ns
+        if in_shadow and took_ns > self._longest_ns:
+            fault = fault or f"its step took {took_ns * 1e-6:.2f} ms, allowed are {self._longest_ns * 1e-6:.2f} ms"
+        if fault and in_shadow:
+            self._refuse(fault)
+        elif fault:  # the old policy cannot act again; the new one has no one behind it any more
+            self._let_go()
+            self._enter(UpdateState.ACCEPTED, self.acting, f"the policy before it failed: {fault}")
+        else:
+            if in_shadow:
+                self._shadowed += 1
+                self._difference += float(np.abs(other.action - self.acting.action).mean())
+            other.record_executed(executed)
+
+    def _note(self, intervened: bool) -> None:
         if self.state == UpdateState.SHADOW:
             self._shadow_interventions += intervened
         elif self.state == UpdateState.WATCHED:
             self.watched += 1
-            self._watched_here += 1
-            self._watch_interventions += intervened
+            self._window.append(intervened)
             before = self._shadow_interventions / max(1, self._shadowed)
-            now = self._watch_interventions / self._watched_here
-            if self._watched_here >= _FEWEST_WATCHED and now > before + self._config.max_interventions:
-                self._roll_back(f"the safety layers acted in {now:.0%} of {self._watched_here} ticks, {before:.0%} before")
+            now = sum(self._window) / _WINDOW
+            if now > before + self._config.max_interventions and len(self._window) == _WINDOW:
+                self._roll_back(f"the safety layers acted in {now:.0%} of {_WINDOW} ticks, {before:.0%} before")
 
     def _move_on(self) -> None:
-        """Take up an offer, let a new policy act, or accept it: what happens between two ticks."""
-        if self.state == UpdateState.SHADOW and self._shadowed >= self._shadow_ticks:
+        """Take up an offer, let a new policy act, accept it or take it back: what happens between two ticks."""
+        if self.state in ON_TRIAL and self.release <= self._recalled:
+            if self.state == UpdateState.WATCHED:
+                assert self._other is not None
+                self.acting, self._other = self._other, self.acting
+            recalled = self._let_go()
+            self._enter(UpdateState.RECALLED, recalled, f"taken back; {self.acting.policy_id} acts")
+        elif self.state == UpdateState.SHADOW and self._shadowed >= self._shadow_ticks:
             self._judge_shadow()
-        elif self.state == UpdateState.WATCHED and self.watched >= self._watch_ticks:
-            self._other = None
+        elif self.state == UpdateState.WATCHED and self.watched >= self._watch_ticks and len(self._window) == _WINDOW:
+            self._let_go()
             self._enter(UpdateState.ACCEPTED, self.acting, f"acted for {self.watched} ticks without a fault")
-        elif self._other is None and self._offers:
-            candidate = self._offers.popleft()
-            self._other, self.release = candidate.session, candidate.release
-            self._other.reset()
-            self.watched = round(candidate.watched_s * self.contract.rate_hz)
-            self._difference, self._shadowed, self._shadow_interventions = 0.0, 0, 0
-            self._watched_here = self._watch_interventions = 0
-            self._enter(UpdateState.SHADOW, self._other, f"runs beside {self.acting.policy_id} for {self._shadow_ticks} ticks")
+        elif self.state not in ON_TRIAL and self._offers:
+            self._take_up(self._offers.popleft())
+
+    def _take_up(self, candidate: Candidate) -> None:
+        if candidate.release <= max(self.release, self._recalled):
+            self.retired.append(candidate.session)
+            return
+        self._other, self.release = candidate.session, candidate.release
+        self._other.reset()
+        self.watched = round(candidate.watched_s * self.contract.rate_hz)
+        self._difference, self._shadowed, self._shadow_interventions = 0.0, 0, 0
+        self._window.clear()
+        self._enter(UpdateState.SHADOW, self._other, f"runs beside {self.acting.policy_id} for {self._shadow_ticks} ticks")
 
     def _judge_shadow(self) -> None:
         assert self._other is not None
         difference = self._difference / self._shadowed
-        if difference > self._config.max_difference:
+        if not difference <= self._config.max_difference:
             self._refuse(f"its actions differ by {difference:.3g} in the mean, allowed are {self._config.max_difference:g}")
             return
         self.acting, self._other = self._other, self.acting
-        self._enter(
-            UpdateState.WATCHED, self.acting, f"acts instead of {self._other.policy_id}; their actions differ by {difference:.3g}"
-        )
-
-    def _step_shadow(self, measurement: NDArray[np.float64]) -> None:
-        """Let the new policy decide beside the acting one; nothing that it does may disturb that."""
-        assert self._other is not None
-        try:
-            command = self._other.step(measurement)
-        except Exception as error:
-            self._refuse(f"{type(error).__name__}: {error}")
-            return
-        self._shadowed += 1
-        if not np.isfinite(command).all():
-            self._refuse("a command that is not finite")
-            return
-        self._difference += float(np.abs(self._other.action - self.acting.action).mean())
-
-    def _step_watched(self, measurement: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Let the new policy act; if it fails, the old one's command is there."""
-        assert self._other is not None
-        reliable = self._other.step(measurement)
-        try:
-            command = self.acting.step(measurement)
-            fault = "" if np.isfinite(command).all() else "a command that is not finite"
-        except Exception as error:
-            fault = f"{type(error).__name__}: {error}"
-        if not fault:
-            return command
-        self._roll_back(fault)
-        return reliable
+        old = self._other.policy_id
+        self._enter(UpdateState.WATCHED, self.acting, f"acts instead of {old}; their actions differ by {difference:.3g}")
 
     def _roll_back(self, reason: str) -> None:
         assert self._other is not None
@@ -251,9 +288,14 @@ class PolicyUpdates:
         self._refuse(f"after {self.watched} ticks: {reason}; {self.acting.policy_id} acts again")
 
     def _refuse(self, reason: str) -> None:
-        refused, self._other = self._other, None
-        assert refused is not None
-        self._enter(UpdateState.REFUSED, refused, reason)
+        self._enter(UpdateState.REFUSED, self._let_go(), reason)
+
+    def _let_go(self) -> PolicySession:
+        """Have the acting policy alone, and return the other, which is destroyed elsewhere: that takes longer than a tick."""
+        other, self._other = self._other, None
+        assert other is not None
+        self.retired.append(other)
+        return other
 
     def _enter(self, state: UpdateState, session: PolicySession, reason: str) -> None:
         self.state = state
@@ -271,13 +313,23 @@ def encode_offer(content: bytes, metadata: PolicyMetadata, release: int, watched
     return json.dumps(header).encode() + b"\n" + content
 
 
-def decode_offer(message: bytes) -> Candidate:
-    """Load the policy of a message; its golden vectors were replayed by the sender."""
+def encode_recall(release: int) -> bytes:
+    """Return the message that takes back all releases up to a number."""
+    return json.dumps({"recall": release}).encode() + b"\n"
+
+
+def decode_message(message: bytes) -> Candidate | int:
+    """Load the policy of a message, whose golden vectors were replayed by the sender; or return the number of a recall."""
     text, _, content = message.partition(b"\n")
     header = json.loads(text)
+    if "recall" in header:
+        return int(header["recall"])
     contract = Contract.from_dict(header["contract"])
     metadata = PolicyMetadata(contract, header["graph_hash"], _no_golden_vectors(contract))
-    return Candidate(PolicySession(content, metadata, f"release {header['release']}"), header["release"], header["watched_s"])
+    session = PolicySession(content, metadata, f"release {header['release']}")
+    session.step(np.zeros(contract.num_measurements))  # the first step of a session takes many times as long as the others
+    session.reset()
+    return Candidate(session, header["release"], header["watched_s"])
 
 
 def receive_offers(offers: Connection, updates: PolicyUpdates) -> None:
@@ -285,20 +337,27 @@ def receive_offers(offers: Connection, updates: PolicyUpdates) -> None:
 
     def receive() -> None:
         while True:
+            updates.retired.clear()
             try:
+                if not offers.poll(_RETIRE_S):
+                    continue
                 message = offers.recv_bytes()
             except (EOFError, OSError):  # the supervisor is gone, and the robot stops
                 return
             try:
-                updates.offer(decode_offer(message))
+                found = decode_message(message)
             except Exception as error:  # the sender could load it; the run goes on with what it has
                 print(f"robot: a new policy cannot be loaded: {type(error).__name__}: {error}", file=sys.stderr)
+                continue
+            if isinstance(found, int):
+                updates.recall(found)
+            else:
+                updates.offer(found)
+            del found, message
 
     Thread(target=receive, name="policy-loader", daemon=True).start()
 
 
 def _no_golden_vectors(contract: Contract) -> GoldenVectors:
-    sizes: Sequence[int] = (
-        contract.num_measurements, contract.history_size, contract.num_actions, contract.num_actions, contract.history_size
-    )  # fmt: skip
-    return GoldenVectors(*(np.zeros((0, size), np.float32) for size in sizes))
+    m, h, a = contract.num_measurements, contract.history_size, contract.num_actions
+    return GoldenVectors(*(np.zeros((0, size), np.float32) for size in (m, h, a, a, h)))

@@ -13,12 +13,11 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 from dpg_robot.data.log_process import run_log_process
@@ -27,8 +26,8 @@ from dpg_robot.data.ring import Ring
 from dpg_robot.data.transition import LoopState, tick_dtype
 from dpg_robot.deploy.control_block import ControlBlock, Progress, StopRequest
 from dpg_robot.deploy.control_process import STOP_SIGNALS, ControlArguments, name_process, run_control_process
-from dpg_robot.deploy.policy_updates import UpdateState, encode_offer
-from dpg_robot.deploy.release_watch import ReleaseWatch
+from dpg_robot.deploy.policy_updates import UpdateState
+from dpg_robot.deploy.release_watch import ReleaseThread, ReleaseWatch
 from dpg_robot.deploy.robot import Robot
 from dpg_robot.deploy.run_config import RunSettings
 from dpg_robot.errors import DpgError
@@ -67,7 +66,8 @@ def supervise(settings: RunSettings, *, quiet: bool = False, releases: ReleaseWa
     Args:
         settings: the run.
         quiet: do not show progress on stderr.
-        releases: where new policies come from while the robot runs; None: the run keeps the one that it begins with.
+        releases: where new policies come from while the robot runs, its ``begin_run`` called; None: the run keeps the one that
+            it begins with.
 
     Raises:
         PolicyFileError: the policy file cannot be used.
@@ -83,7 +83,6 @@ class _Run:
 
     def __init__(self, settings: RunSettings, metadata: PolicyMetadata, quiet: bool, releases: ReleaseWatch | None) -> None:
         self._settings, self._metadata, self._releases = settings, metadata, releases
-        self._problem = ""
         self._progress = _ProgressLine(settings.episodes, enabled=not quiet)
         self._run_id = new_run_id()
         self._started_wall_s = time.time()
@@ -118,13 +117,14 @@ class _Run:
                 sender.close()
                 offers.close()
                 self._prepare_rescue()
+                thread = None if self._releases is None else self._follow_releases(self._releases)
                 self._watch(results)
                 if self._loop is None and not self._settings.shadow:
                     self._rescue()
                 self._ring.finish()
                 _end(self._log, _DRAIN_BOUND_S)
-                if self._releases is not None:
-                    self._end_trial(self._releases)
+                if thread is not None:
+                    self._end_releases(thread)
             return self._report()
 
     def _prepare_rescue(self) -> None:
@@ -188,33 +188,26 @@ class _Run:
             if self._stop_since_s is not None and time.monotonic() - self._stop_since_s > _STOP_BOUND_S:
                 self._control.kill()  # the device's own watchdog stops the motors
             self._progress.show(self._block.progress)
-            if self._releases is not None:
-                self._look_for_releases(self._releases)
         if results in sources and results.poll():
             self._loop = _receive(results)
         self._progress.end()
 
-    def _look_for_releases(self, releases: ReleaseWatch) -> None:
-        """Remember where a policy on trial stands, and hand over the next one."""
-        state, release, watched = self._block.update
-        releases.note(state, release, watched / self._metadata.contract.rate_hz)
-        offer = releases.poll()
-        if offer is not None:
-            message = encode_offer(offer.content, offer.metadata, offer.release.number, offer.watched_s)
-            # in a thread, as a control process that hangs would hold it up
-            Thread(target=_send, args=(self._offers, message), daemon=True).start()
-        if releases.problem and releases.problem != self._problem:
-            print(f"robot: the release is not used: {releases.problem}", file=sys.stderr)
-        self._problem = releases.problem
+    def _follow_releases(self, releases: ReleaseWatch) -> ReleaseThread:
+        rate_hz = self._metadata.contract.rate_hz
 
-    def _end_trial(self, releases: ReleaseWatch) -> None:
-        """Remember how the run ended for a policy on trial."""
-        for event in self._loop["updates"] if self._loop is not None else ():
-            releases.note(UpdateState[event["state"].upper()], event["release"], 0.0, event["reason"])
-        state, release, watched = self._block.update
-        releases.note(state, release, watched / self._metadata.contract.rate_hz)
+        def look() -> tuple[UpdateState, int, float]:
+            state, release, watched = self._block.update
+            return state, release, watched / rate_hz
+
+        return ReleaseThread(releases, look, self._offers.send_bytes, self._settings.robot.updates.poll_s)
+
+    def _end_releases(self, thread: ReleaseThread) -> None:
+        """Let it remember how the run ended for a policy on trial."""
         exit_code, reason = self._outcome()
-        releases.end_run(reason if exit_code == 1 else "")
+        events = self._loop["updates"] if self._loop is not None else []
+        refused = {event["release"]: event["reason"] for event in events if event["state"] == UpdateState.REFUSED.name.lower()}
+        has_acted = bool(self._transitions())
+        thread.end(reason if exit_code == 1 else "", has_acted=has_acted, reasons=refused)
 
     def _report(self) -> RunResult:
         exit_code, reason = self._outcome()
@@ -321,11 +314,6 @@ def _stop_signals_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
-
-
-def _send(offers: Connection, message: bytes) -> None:
-    with suppress(OSError):  # the control process has ended
-        offers.send_bytes(message)
 
 
 def _receive(results: Connection) -> dict[str, Any] | None:

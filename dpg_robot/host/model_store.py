@@ -74,12 +74,17 @@ class ModelStore:
             reason: why, for those who read the release.
 
         Raises:
-            PolicyFileError: there is no version of that number.
+            PolicyFileError: there is no version of that number; or robots follow signed releases, and there is no key.
         """
         source = self.folder / "versions" / f"{number:06d}" / "policy.onnx"
         if not source.is_file():
             raise PolicyFileError(f"the store {self.folder} has no version {number}; it has {self.versions()}")
         content, metadata = read_policy_file(source)
+        if self._key is None and self.releases():
+            raise PolicyFileError(
+                f"the store {self.folder} has signed releases, so a policy only reaches robots by another one; give the key "
+                "(--sign)"
+            )
         if self._key is not None:
             release = Release(
                 number=max(self.releases(), default=0) + 1,
@@ -92,6 +97,15 @@ class ModelStore:
             self._release(content, release, self._key)
         write_atomically(self.current, content)
 
+    def verdict(self, number: int) -> dict[str, Any]:
+        """Return the gate's verdict on a version: ``passed`` and ``reasons``. Raises PolicyFileError if there is none."""
+        path = self.folder / "versions" / f"{number:06d}" / "verdict.json"
+        try:
+            found: dict[str, Any] = json.loads(path.read_text())["verdict"]
+        except (OSError, ValueError, KeyError) as error:
+            raise PolicyFileError(f"the store {self.folder} has no version {number}; it has {self.versions()}") from error
+        return found
+
     def releases(self) -> list[int]:
         """Return the numbers of all signed releases so far, in order."""
         folder = self.folder / "releases"
@@ -100,6 +114,7 @@ class ModelStore:
     def _release(self, content: bytes, release: Release, key: SigningKey) -> None:
         folder = self.folder / "releases"
         folder.mkdir(exist_ok=True)
-        # first, as its number must never be given again, whatever happens next
-        write_atomically(folder / f"{release.number:06d}.json", key.sign(release))
+        # first, as its number must never be given again, whatever happens next, nor to somebody else at the same moment
+        with (folder / f"{release.number:06d}.json").open("xb") as file:
+            file.write(key.sign(release))
         write_release(self.folder, content, release, key)

@@ -1,6 +1,7 @@
 """A new policy runs in the shadow, then acts, then is accepted, and the old one is there in the same tick if it fails."""
 
 import importlib.util
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ from dpg_robot.deploy.policy_updates import (
     PolicyUpdates,
     UpdateConfig,
     UpdateState,
-    decode_offer,
+    decode_message,
     encode_offer,
+    encode_recall,
 )
 from dpg_robot.deploy.safety import SafetyFlag
 from dpg_robot.errors import ConfigError
@@ -34,7 +36,7 @@ class Session:
     contract = tiny_policy.CONTRACT
 
     def __init__(self, value, policy_id):
-        self.value, self.policy_id, self.error = value, policy_id, None
+        self.value, self.policy_id, self.error, self.takes_s = value, policy_id, None, 0.0
         self.action = np.array([value])
         self.executed = []
         self.resets = 0
@@ -45,6 +47,7 @@ class Session:
     def step(self, measurement):
         if self.error is not None:
             raise self.error
+        time.sleep(self.takes_s)
         return np.array([self.value])
 
     def record_executed(self, action):
@@ -63,8 +66,7 @@ class Bench:
     def tick(self, safety=0):
         """One tick; returns the command."""
         command = float(self.updates.step(MEASUREMENT, self.ticks)[0])
-        self.updates.record_executed(np.array([command]), changed=False)
-        self.updates.note(safety)
+        self.updates.finish(MEASUREMENT, np.array([command]), safety, changed=False)
         self.ticks += 1
         return command
 
@@ -112,7 +114,7 @@ def test_a_real_policy_goes_on_as_if_it_had_acted_all_along(tmp_path):
         measurement = random.uniform(-0.5, 0.5, 4)
         command, expected = updates.step(measurement, tick), reference.step(measurement)
         executed = updates.action
-        updates.record_executed(executed, changed=False)
+        updates.finish(measurement, executed, 0, changed=False)
         if tick >= 5:
             np.testing.assert_array_equal(command, expected)
         reference.record_executed(executed)
@@ -180,8 +182,69 @@ def test_interventions_that_were_there_before_do_not_count_and_clipped_actions_n
 def test_time_in_which_it_was_watched_in_earlier_runs_counts():
     bench = Bench()
     bench.offer(watched_s=35 / RATE_HZ)
-    bench.run(12)
+    bench.run(24)
+    assert bench.states == ["SHADOW", "WATCHED"], "20 ticks of it are seen in each run"
+    bench.run(2)
     assert bench.states == ["SHADOW", "WATCHED", "ACCEPTED"]
+
+
+def test_a_policy_that_begins_to_be_held_back_late_is_rolled_back_too():
+    bench = Bench(config=UpdateConfig(shadow_s=5 / RATE_HZ, watch_s=400 / RATE_HZ))
+    bench.offer()
+    bench.run(300)
+    bench.run(5, safety=SafetyFlag.LEAD_LIMITED.value)
+    assert bench.states == ["SHADOW", "WATCHED", "REFUSED"]
+
+
+def test_a_release_that_is_taken_back_does_not_act_any_more():
+    bench = Bench()
+    bench.offer(release=7)
+    assert bench.run(10)[-1] == 0.2
+    bench.updates.recall(7)
+    assert bench.run(10) == [0.1] * 10
+    assert bench.states == ["SHADOW", "WATCHED", "RECALLED"]
+    bench.offer(release=7)
+    assert bench.run(60) == [0.1] * 60, "nor when it comes once more"
+    bench.updates.offer(Candidate(Session(0.3, "3" * 16), 8))
+    assert bench.run(60)[-1] == 0.3
+
+
+def test_a_release_that_was_tried_is_not_tried_again_in_the_same_run():
+    bench = Bench()
+    bench.offer()
+    bench.run(10)
+    bench.updates.offer(Candidate(Session(0.2, "1" * 16), 7))
+    bench.new.error = RuntimeError("broken")
+    bench.run(60)
+    assert bench.states == ["SHADOW", "WATCHED", "REFUSED"]
+    assert len(bench.updates.retired) == 2, "both are let go of"
+
+
+def test_a_policy_that_is_too_slow_is_refused_in_the_shadow():
+    bench = Bench()
+    bench.new.takes_s = 0.6 / RATE_HZ
+    bench.offer()
+    assert bench.run(10) == [0.1] * 10
+    assert bench.states == ["SHADOW", "REFUSED"]
+    assert "its step took" in bench.updates.events[-1].reason
+
+
+def test_an_action_that_is_not_a_number_is_refused_also_where_the_command_is():
+    bench = Bench()
+    bench.new.action = np.array([np.nan])
+    bench.offer()
+    bench.run(20)
+    assert bench.states == ["SHADOW", "REFUSED"]
+
+
+def test_if_the_old_policy_fails_behind_the_new_one_the_new_one_stays():
+    bench = Bench()
+    bench.offer()
+    bench.run(10)
+    bench.old.error = RuntimeError("broken")
+    assert bench.run(10) == [0.2] * 10
+    assert bench.states == ["SHADOW", "WATCHED", "ACCEPTED"]
+    assert "the policy before it failed" in bench.updates.events[-1].reason
 
 
 def test_a_second_offer_waits_for_the_end_of_the_first_and_the_newest_counts():
@@ -208,7 +271,8 @@ def test_an_episode_begins_anew_for_all_policies():
 def test_an_offer_travels_whole(tmp_path):
     path = tiny_policy.write_policy(tmp_path / "policy.onnx")
     content, metadata = read_policy_file(path)
-    candidate = decode_offer(encode_offer(content, metadata, 12, 3.5))
+    assert decode_message(encode_recall(5)) == 5
+    candidate = decode_message(encode_offer(content, metadata, 12, 3.5))
     assert (candidate.release, candidate.watched_s) == (12, 3.5)
     assert candidate.session.policy_id == metadata.policy_id
     assert candidate.session.contract == metadata.contract
