@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from dpg_robot.config import load_config
+from sim.tasks import TASKS
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = ROOT / "launch" / "pretrain.py"
@@ -185,3 +186,10 @@ def test_a_run_is_not_resumed_with_other_settings(call, runs):
     assert code == 1
     assert "was started with other settings (seed, learner differ)" in errors
     assert "config.yaml" in errors
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("pretrain*.yaml")), ids=lambda path: path.stem)
+def test_the_settings_that_come_along_can_be_loaded_and_name_a_task(path, program):
+    config = load_config(program.PretrainConfig, path)
+    assert config.task in TASKS
+    assert config.trainer.updates >= 10_000

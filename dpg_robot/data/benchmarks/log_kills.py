@@ -42,7 +42,7 @@ class Kill:
         records: records that can be read.
         segments: files that they are in.
         lost_s: from the last of them to the kill, s.
-        starved_s: for how long the log process had to wait for a processor in the half second before the kill, s.
+        starved_s: for how long robot and log process had to wait for a processor in the half second before the kill, s.
         violations: what should not have been.
     """
 
@@ -79,9 +79,9 @@ def carry_out(seed: int, number: int, rate_hz: float, channels: int, folder: Pat
     try:
         writer = _wait_for_log(robot, log / _RUN)
         time.sleep(max(0.0, kill.after_s - 0.5))
-        waited_s = _waited_s(writer)
+        waited_s = _waited_s(robot.pid) + _waited_s(writer.pid)
         time.sleep(min(0.5, kill.after_s))
-        kill.starved_s = _waited_s(writer) - waited_s
+        kill.starved_s = _waited_s(robot.pid) + _waited_s(writer.pid) - waited_s
         killed_ns = _kill(kill.victim, robot, writer)
     finally:
         with suppress(ProcessLookupError):
@@ -146,8 +146,8 @@ def _judge(kill: Kill, log: Path, killed_ns: int, copy: Path) -> None:
         kill.violations.append(f"MCAP's own reader finds {messages} messages in the recovered log, ours {len(records)}")
 
 
-def _waited_s(process: psutil.Process) -> float:
+def _waited_s(pid: int) -> float:
     """Return for how long a process could not run because others did, s; 0 where the system does not tell."""
     with suppress(OSError, IndexError):
-        return int(Path(f"/proc/{process.pid}/schedstat").read_text().split()[1]) * 1e-9
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) * 1e-9
     return 0.0
