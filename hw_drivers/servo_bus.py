@@ -138,7 +138,7 @@ class ServoBus:
         ids: Sequence[int],
         *,
         slack_s: float = 0.002,
-        longest_delay_s: float = 0.1,
+        longest_delay_s: float = 0.2,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         if not ids or len(set(ids)) != len(ids):

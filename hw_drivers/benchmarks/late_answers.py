@@ -32,7 +32,7 @@ SCENARIOS = {
 """Faults by the name of the scenario; probabilities are per answer."""
 SCENARIO_TEXTS = {
     "late": "5 % each of the answers late by 1 to 90 ms, split with a gap of 1 to 30 ms, doubled, lost",
-    "very-late": "5 % of the answers late by 100 to 300 ms, longer than the 100 ms that our driver expects unless told",
+    "very-late": "5 % of the answers late by 100 to 300 ms, some longer than the 200 ms that our driver expects unless told",
     "garbled": "5 % each of the answers with a flipped bit, without their end, behind random bytes",
     "other-id": "5 % of the answers name the next servo, with the right check sum",
 }

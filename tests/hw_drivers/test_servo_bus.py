@@ -107,6 +107,8 @@ def test_all_servos_are_read_in_one_exchange():
         {"late": 0.2, "late_s": 0.008},
         {"late": 0.2, "late_s": 0.0105},
         {"late": 0.3, "late_s": 0.04},
+        {"late": 0.1, "late_s": 0.12},
+        {"late": 0.1, "late_s": 0.19},
         {"duplicate": 0.3},
         {"drop": 0.2},
         {"split": 0.5, "split_gap_s": 0.002},
