@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import tempfile
@@ -35,6 +36,40 @@ def write_atomically(path: str | Path, content: bytes) -> None:
         Path(temporary).unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def write_new(path: str | Path, content: bytes, mode: int = 0o644) -> None:
+    """Write a file that does not exist yet, with these permissions from the first moment, and flush it to the disk.
+
+    Raises:
+        FileExistsError: there is one; it is left as it is.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(Path(path).parent)
+
+
+class FileLock:
+    """A file that one process at a time holds; the kernel gives it free again however that process ends."""
+
+    def __init__(self, path: Path) -> None:
+        """Take the file, made if it does not exist, with its folder. Raises BlockingIOError when another process holds it."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Give it free. May be called any number of times."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from dpg_robot.errors import ConfigError, PolicyFileError
-from dpg_robot.files import sync_folder, write_atomically
+from dpg_robot.files import write_atomically, write_new
 from dpg_robot.policy_file import PolicyMetadata, check_policy
 
 RELEASE_FILE = "release.json"
@@ -119,7 +119,7 @@ class TrustedKey:
 
     def save(self, path: str | Path) -> None:
         """Write the key into a new PEM file. Raises FileExistsError if there is one."""
-        _write_new(Path(path), self.key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo), 0o644)
+        write_new(path, self.key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class SigningKey:
 
     def save(self, path: str | Path) -> None:
         """Write the key into a new PEM file that only its owner may read. Raises FileExistsError if there is one."""
-        _write_new(Path(path), self.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), 0o600)
+        write_new(path, self.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), 0o600)
 
     def sign(self, release: Release) -> bytes:
         """Return the content of a release file."""
@@ -268,12 +268,3 @@ def _read_key(path: str | Path) -> bytes:
         return Path(path).read_bytes()
     except OSError as error:
         raise ConfigError(f"cannot read the key {path}: {error.strerror or error}") from error
-
-
-def _write_new(path: Path, content: bytes, mode: int) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    sync_folder(path.parent)

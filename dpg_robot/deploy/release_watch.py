@@ -7,7 +7,6 @@ so that a run begins without the store.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import sys
 import threading
@@ -15,13 +14,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from dpg_robot.deploy.policy_session import PolicySession
 from dpg_robot.deploy.policy_updates import ON_TRIAL, UpdateState, encode_offer, encode_recall
 from dpg_robot.deploy.run_config import RobotConfig
 from dpg_robot.errors import DpgError
-from dpg_robot.files import write_atomically
+from dpg_robot.files import FileLock, write_atomically
 from dpg_robot.policy_file import PolicyMetadata
 from dpg_robot.release import Release, ReleaseError, TrustedKey, check_stored_policy, read_release, read_released_policy
 
@@ -150,7 +149,7 @@ class ReleaseWatch:
         self._store, self._trusted, self._robot, self._path = store, trusted, robot, memory
         self.memory = Memory.load(memory)
         self.problem = ""
-        self._lock: IO[bytes] | None = None
+        self._lock: FileLock | None = None
         self._metadata: PolicyMetadata | None = None
         self._first: Release | None = None  # of a robot that has none yet; accepted when it has acted
         self._content: dict[str, bytes] = {}
@@ -183,12 +182,9 @@ class ReleaseWatch:
         Raises:
             ReleaseError: another run of this robot has it.
         """
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = self._path.with_suffix(".lock").open("wb")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = FileLock(self._path.with_suffix(".lock"))
         except BlockingIOError as error:
-            self._lock.close()
             raise ReleaseError(f"another run of this robot uses {self._path}; end it first") from error
         self.memory = Memory.load(self._path)
         trial = self.memory.trial

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dpg_robot.errors import PolicyFileError
-from dpg_robot.files import new_folder, write_atomically
+from dpg_robot.files import new_folder, write_atomically, write_new
 from dpg_robot.host.gate import Verdict
 from dpg_robot.policy_file import read_policy_file
 from dpg_robot.release import Release, SigningKey, write_release
@@ -115,6 +115,5 @@ class ModelStore:
         folder = self.folder / "releases"
         folder.mkdir(exist_ok=True)
         # first, as its number must never be given again, whatever happens next, nor to somebody else at the same moment
-        with (folder / f"{release.number:06d}.json").open("xb") as file:
-            file.write(key.sign(release))
+        write_new(folder / f"{release.number:06d}.json", key.sign(release))
         write_release(self.folder, content, release, key)

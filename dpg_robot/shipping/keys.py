@@ -10,7 +10,7 @@ from pathlib import Path
 import nkeys
 
 from dpg_robot.errors import ConfigError
-from dpg_robot.files import sync_folder, write_atomically
+from dpg_robot.files import write_atomically, write_new
 
 SEED_SUFFIX, PUBLIC_SUFFIX = ".seed", ".pub"
 _PUBLIC = re.compile(r"U[A-Z2-7]{55}")
@@ -28,14 +28,9 @@ def make_key(folder: Path, name: str) -> str:
     public: str = nkeys.from_seed(seed).public_key.decode()
     path = folder / f"{name}{SEED_SUFFIX}"
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        write_new(path, bytes(seed) + b"\n", 0o600)
     except FileExistsError:
         raise ConfigError(f"{path} exists already; a new key needs another name, or the old one removed by hand") from None
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(bytes(seed) + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    sync_folder(folder)
     write_atomically(folder / f"{name}{PUBLIC_SUFFIX}", f"{public}\n".encode())
     return public
 
