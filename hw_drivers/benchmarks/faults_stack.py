@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from dpg_robot.config import config_from_dict, config_to_dict, dump_config, load_config
 from dpg_robot.contract import CommandChannel, Contract, Feature, MeasurementChannel
+from dpg_robot.data.benchmarks.processor_time import processor_wait_s
 from dpg_robot.data.robot_log import read_records
 from dpg_robot.deploy.run_config import RobotConfig
 from dpg_robot.deploy.safety import GoalLimit, SafetyConfig
@@ -281,7 +282,7 @@ class RobotRun:
         processes = {"supervisor": self.process.pid, **{name: child.pid for name, child in self._find_children().items()}}
         for name, pid in processes.items():
             with contextlib.suppress(OSError, IndexError):
-                waited_s = int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) * 1e-9
+                waited_s = processor_wait_s(pid)
                 self.waiting.setdefault(name, []).append((time.monotonic_ns(), waited_s))
 
     def child(self, name: str) -> psutil.Process | None:

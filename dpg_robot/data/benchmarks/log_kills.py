@@ -17,6 +17,7 @@ import numpy as np
 import psutil
 from mcap.reader import make_reader
 
+from dpg_robot.data.benchmarks.processor_time import processor_wait_s
 from dpg_robot.data.log_format import SEGMENT_PATTERN
 from dpg_robot.data.log_recovery import recover_log
 from dpg_robot.data.robot_log import check_log, read_records
@@ -149,5 +150,5 @@ def _judge(kill: Kill, log: Path, killed_ns: int, copy: Path) -> None:
 def _waited_s(pid: int) -> float:
     """Return for how long a process could not run because others did, s; 0 where the system does not tell."""
     with suppress(OSError, IndexError):
-        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) * 1e-9
+        return processor_wait_s(pid)
     return 0.0
