@@ -42,6 +42,7 @@ from hw_drivers.benchmarks.faults_verdict import (
     stalled_s,
     still_ns,
     torque_off_ns,
+    torque_switched_on,
 )
 from hw_drivers.emulators.fault_schedule import BusFault
 
@@ -439,7 +440,7 @@ class Campaign:
         result.outcome, result.reason = ("stops", _reason(run)) if not run.alive else ("rides", "")
         if run.alive or not re.search(kind.reason, result.reason):
             result.violations.append(f"the start was not refused for the right reason: {result.reason}")
-        if any(any(event["on"]) for event in self._emulator.events[first:] if event["what"] == "torque"):
+        if torque_switched_on(self._emulator.events, first):
             result.violations.append("a torque was switched on")
         self._suffered.append(_Suffered(result, kind, injection, time.monotonic_ns(), time.monotonic_ns()))
         self._end_run()

@@ -182,6 +182,22 @@ def last_blind_ticks(records: NDArray[np.void]) -> list[tuple[int, int]]:
     return [(int(begin), int(end)) for begin, end in zip(begins, ticks["time_ns"], strict=True)]
 
 
+def torque_switched_on(events: Sequence[Event], first: int) -> bool:
+    """Return whether a servo's torque went on at or after the event of index ``first``.
+
+    What was on before may stay: a robot whose adapter was unplugged cannot be told to let go, and the next run may find it so.
+    """
+    before: list[bool] | None = None
+    for index, event in enumerate(events):
+        if event["what"] != "torque":
+            continue
+        on: list[bool] = event["on"]
+        if index >= first and any(now and not was for now, was in zip(on, before or [False] * len(on), strict=True)):
+            return True
+        before = on
+    return False
+
+
 def stalled_s(events: Sequence[Event], begin_ns: int, end_ns: int) -> float:
     """Return for how long the emulator got no time in a span of time, s."""
     stalls = [(event["t"] - round(event["gap_s"] * 1e9), event["t"]) for event in events if event["what"] == "stall"]

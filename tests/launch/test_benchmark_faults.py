@@ -22,6 +22,7 @@ from hw_drivers.benchmarks.faults_verdict import (
     stalled_s,
     still_ns,
     torque_off_ns,
+    torque_switched_on,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -127,6 +128,22 @@ def test_joints_with_torque_count_as_still_when_they_no_longer_move():
     events += [{"t": n * PERIOD_NS, "what": "state", "v": [v, 9.0, 0.0, 0.0]} for n, v in enumerate((0.5, 0.5, 0.0, 0.0))]
     assert still_ns(events, PERIOD_NS, range(SERVOS)) == 2 * PERIOD_NS
     assert still_ns(events[:3], PERIOD_NS, range(SERVOS)) is None
+
+
+@pytest.mark.parametrize(
+    ("looks", "first", "switched_on"),
+    [
+        ([[True, True], [True, False], [False, False]], 1, False),  # what an unplugged robot left on is let go
+        ([[True, False], [True, True]], 1, True),
+        ([[False, False], [False, True], [False, False]], 1, True),
+        ([[True, True], [False, False], [False, False]], 1, False),
+        ([[True, False]], 0, True),  # nothing is known of before
+        ([[False, False]], 0, False),
+    ],
+)
+def test_a_torque_that_was_on_before_was_not_switched_on(looks, first, switched_on):
+    events = [{"t": number, "what": "torque", "on": on} for number, on in enumerate(looks)]
+    assert torque_switched_on(events, first) is switched_on
 
 
 def test_a_stall_excuses_only_what_it_overlaps():
