@@ -132,8 +132,8 @@ def carry_out(config: DemoConfig, folder: Path) -> dict[str, Any]:
             exploring = run_robot(config, folder, port, "exploring", config.exploration_episodes, config.exploration)
         pretraining = json.loads((folder / "pretrain.json").read_text())
         with stages.stage("fine-tune on the host"):
-            call("host.py", "finetune", "--log", folder / "log", "--checkpoint", pretraining["checkpoint"], "--store", store,
-                 "--run", folder / "finetune", "--json", folder / "finetune.json",
+            call("host.py", "finetune", "--once", "--log", folder / "log", "--checkpoint", pretraining["checkpoint"],
+                 "--store", store, "--run", folder / "finetune", "--json", folder / "finetune.json",
                  f"finetune.updates={config.finetune_updates}", f"finetune.seed={config.seed}")  # fmt: skip
         with stages.stage("robot, after fine-tuning"):
             after = run_robot(config, folder, port, "after", config.episodes, 0.0)

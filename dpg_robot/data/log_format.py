@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
@@ -26,6 +27,11 @@ SEGMENT_PATTERN = f"segment-{'[0-9]' * 6}.mcap"
 def segment_name(index: int) -> str:
     """Return the file name of segment ``index`` of a run."""
     return f"segment-{index:06d}.mcap"
+
+
+def segment_number(path: Path) -> int:
+    """Return the index of the segment at ``path``."""
+    return int(path.stem.removeprefix("segment-"))
 
 
 def schema_data() -> bytes:

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from dpg_robot.contract import Contract
 from dpg_robot.data.log_format import SEGMENT_PATTERN, segment_name
-from dpg_robot.data.log_segment import Segment, SegmentInfo, read_segment
+from dpg_robot.data.log_progress import Piece, RunProgress
+from dpg_robot.data.log_segment import read_segment
 from dpg_robot.data.transition import Transition, tick_dtype
 from dpg_robot.data.transition_arrays import TransitionArrays, pair_records
 from dpg_robot.errors import LogError
@@ -178,69 +179,9 @@ def require_contiguous(path: LogPath) -> LogReport:
     return report
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """What one segment adds to its run; ``records`` is None when the segment could not be read."""
-
-    run_id: str
-    records: NDArray[np.void] | None
-    duplicates: int = 0
-    missing: tuple[tuple[int, int], ...] = ()
-    problems: tuple[str, ...] = ()
-    truncated_tail: str = ""
-
-
-@dataclass
-class _Progress:
-    """How far a run has been read."""
-
-    info: SegmentInfo | None = None
-    next_segment: int = 0
-    next_sequence: int = 0
-
-    def add(self, segment: Segment, *, is_last: bool) -> _Piece:
-        """Put ``segment`` behind what was read before and say what does not fit."""
-        name = segment.path.name
-        problems = [f"{name}: {damage}" for damage in segment.damage]
-        tail = f"{name} is cut off, {segment.tail_bytes} bytes after its last whole chunk" if segment.cut_off else ""
-        if tail and not is_last:
-            problems.append(f"{tail}, although segments follow it")
-        problems += self._missing_segments(name)
-        self.info = self.info or segment.info
-        if self.info is None or segment.info is None:
-            return _Piece("", None, problems=tuple(problems), truncated_tail=tail)
-        if (segment.info.run_id, segment.info.contract) != (self.info.run_id, self.info.contract):
-            problems.append(f"{name} belongs to run {segment.info.run_id}, not to run {self.info.run_id}, and is left out")
-            return _Piece(self.info.run_id, None, problems=tuple(problems))
-        records, missing, duplicates = self._rising(segment.records)
-        problems += [
-            f"sequences {first} to {last} are missing ({last - first + 1} records), noticed in {name}" for first, last in missing
-        ]
-        return _Piece(self.info.run_id, records, duplicates, missing, tuple(problems), tail if is_last else "")
-
-    def _missing_segments(self, name: str) -> list[str]:
-        missing = []
-        while segment_name(self.next_segment) != name:
-            missing.append(f"{segment_name(self.next_segment)} is missing")
-            self.next_segment += 1
-        self.next_segment += 1
-        return missing
-
-    def _rising(self, records: NDArray[np.void]) -> tuple[NDArray[np.void], tuple[tuple[int, int], ...], int]:
-        """Return the records whose sequence numbers rise, the gaps before and among them, and how many others there are."""
-        sequences = records["sequence"].astype(np.int64)
-        highest = np.maximum.accumulate(np.concatenate([[self.next_sequence - 1], sequences]))
-        rising = sequences > highest[:-1]
-        before, after = highest[:-1][rising], sequences[rising]
-        gaps = after - before > 1
-        missing = tuple((int(last) + 1, int(first) - 1) for last, first in zip(before[gaps], after[gaps], strict=True))
-        self.next_sequence = int(highest[-1]) + 1
-        return records[rising], missing, int(np.count_nonzero(~rising))
-
-
-def _read_pieces(folder: Path) -> Iterator[_Piece]:
+def _read_pieces(folder: Path) -> Iterator[Piece]:
     paths = sorted(folder.glob(SEGMENT_PATTERN))
-    progress = _Progress()
+    progress = RunProgress()
     for path in paths:
         segment = read_segment(path, progress.info)
         if segment.info is None and segment.damage:
@@ -265,7 +206,7 @@ def _read_run_transitions(folder: Path, on_damage: OnDamage) -> Iterator[Transit
 
 
 def _check_run(folder: Path) -> RunReport:
-    pieces: list[_Piece] = []
+    pieces: list[Piece] = []
     counts = {"records": 0, "transitions": 0, "invalid_transitions": 0, "skipped_periods": 0}
     episodes: set[int] = set()
     first = last = None

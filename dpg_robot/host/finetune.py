@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,55 +43,6 @@ class FinetuneConfig:
             raise ValueError(f"standard_errors must not be negative, got {self.standard_errors}")
         if not self.learning_rate_factor > 0:
             raise ValueError(f"learning_rate_factor must be positive, got {self.learning_rate_factor}")
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """How well a learner explains transitions that it has not learned from.
-
-    Attributes:
-        denoising_error: root mean square error of the denoised actions, told the outcome, at a middle sigma.
-        denoising_error_without_outcome: the same, not told the outcome.
-        td_error: root mean square of target minus baseline, in units of return per reward step.
-        transitions: number of transitions judged.
-    """
-
-    denoising_error: float
-    denoising_error_without_outcome: float
-    td_error: float
-    transitions: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the figures as plain numbers."""
-        return asdict(self)
-
-
-@torch.no_grad()
-def judge(learner: Learner, held_out: Batch, *, repeats: int = 16, seed: int = 0) -> Judgement:
-    """Measure denoising and TD error on held-out transitions.
-
-    The noise is the same for every learner that is judged with the same seed.
-
-    Args:
-        learner: the networks to judge.
-        held_out: N transitions.
-        repeats: draws of noise for each transition.
-        seed: seed of the noise.
-    """
-    generator = torch.Generator(learner.device).manual_seed(seed)
-    sigma_value = (learner.config.sigma_min * learner.config.sigma_max) ** 0.5
-    sigma = torch.full((len(held_out), 1), sigma_value, device=learner.device)
-    value = learner.baseline(held_out.observation, held_out.action, torch.zeros_like(sigma)).mean(0)
-    sums = torch.zeros(3, dtype=torch.float64)
-    for _ in range(repeats):
-        noise = torch.randn(held_out.action.shape, generator=generator, device=learner.device)
-        noised_action = held_out.action + sigma_value * noise
-        target = learner.target(held_out, generator)
-        told, untold = learner.estimator.denoise(held_out, noised_action, sigma, target - value)
-        errors = [(told - held_out.action), (untold - held_out.action), (target - value) / learner.config.reward_scale]
-        sums += torch.stack([error.square().mean().double().cpu() for error in errors])
-    denoising, denoising_without_outcome, td = (sums / repeats).sqrt().tolist()
-    return Judgement(denoising, denoising_without_outcome, td, len(held_out))
 
 
 class PolicySelection:

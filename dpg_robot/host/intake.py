@@ -73,8 +73,32 @@ def take_in(log: str | Path, contract: Contract, reward_function: RewardFunction
     """
     report = require_contiguous(log)
     for run in find_runs(log):
-        _require_contract(run, contract)
+        contract.require_equal(read_contract(run), ours="the learner", theirs=f"the log {run}")
     transitions = load_transitions(log)
+    batch, usable, episode = prepare(transitions, contract, reward_function)
+    return LoggedEpisodes(
+        batch=batch,
+        episode=episode[usable],
+        received=len(transitions),
+        excluded=int(np.count_nonzero(~usable)),
+        report=report,
+    )
+
+
+def prepare(
+    transitions: TransitionArrays, contract: Contract, reward_function: RewardFunction
+) -> tuple[Batch, NDArray[np.bool_], NDArray[np.int64]]:
+    """Make transitions ready for the learner.
+
+    Args:
+        transitions: N of them, of whole episodes in order.
+        contract: of the learner and of the robot.
+        reward_function: as for :func:`take_in`.
+
+    Returns:
+        The transitions that can be used, which of the N those are, and the number of the episode of each of the N, from 0.
+        A transition cannot be used when a measurement was stale, a control period was skipped or a number is not finite.
+    """
     episode = _number_episodes(transitions)
     observation, next_observation = _observations(transitions, episode, contract)
     reward = reward_function(transitions.next_measurement, transitions.action)
@@ -86,18 +110,9 @@ def take_in(log: str | Path, contract: Contract, reward_function: RewardFunction
         terminal=torch.from_numpy(transitions.terminal.astype(np.float32)),
         steps=torch.ones(len(transitions)),
     )
-    usable = transitions.valid & np.isfinite(observation).all(1) & np.isfinite(next_observation).all(1)
-    return LoggedEpisodes(
-        batch=batch.select(torch.from_numpy(usable)),
-        episode=episode[usable],
-        received=len(transitions),
-        excluded=int(np.count_nonzero(~usable)),
-        report=report,
-    )
-
-
-def _require_contract(run: Path, contract: Contract) -> None:
-    contract.require_equal(read_contract(run), ours="the learner", theirs=f"the log {run}")
+    finite = np.isfinite(observation).all(1) & np.isfinite(next_observation).all(1) & np.isfinite(reward)
+    usable = transitions.valid & finite & np.isfinite(transitions.action).all(1)
+    return batch.select(torch.from_numpy(usable)), usable, episode
 
 
 def _number_episodes(transitions: TransitionArrays) -> NDArray[np.int64]:

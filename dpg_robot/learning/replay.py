@@ -119,6 +119,20 @@ class ReplayBuffer:
             raise ValueError("cannot sample from an empty replay buffer; add transitions first")
         return self._gather(torch.randint(len(self), (count,), generator=generator), n_steps, discount)
 
+    def sample_by_age(
+        self, count: int, ages: tuple[int, int], generator: torch.Generator, n_steps: int = 1, discount: float = 1.0
+    ) -> Batch:
+        """Return ``count`` transitions, as :meth:`sample`, than which at least ``ages[0]`` and fewer than ``ages[1]`` are newer.
+
+        Raises:
+            ValueError: there is none.
+        """
+        first, end = ages[0], min(ages[1], len(self))
+        if first >= end:
+            raise ValueError(f"a replay buffer with {len(self)} transitions has none that is older than {first} others")
+        age = torch.randint(first, end, (count,), generator=generator)
+        return self._gather((self.added - 1 - age) % self.capacity, n_steps, discount)
+
     def newest(self, count: int, n_steps: int = 1, discount: float = 1.0) -> Batch:
         """Return the ``count`` newest transitions of which all control steps are there, fewer in a young buffer."""
         end = self.added - (n_steps - 1) * self.stride

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dpg_robot.data.log_format import SEGMENT_PATTERN
+from dpg_robot.data.log_format import SEGMENT_PATTERN, segment_number
 from dpg_robot.files import sync_folder
 from dpg_robot.shipping.ledger import SHIPPING_FOLDER, Ledger
 
@@ -63,12 +63,8 @@ def apply_disk_policy(log_folder: Path, ledger: Ledger, policy: DiskPolicy, limi
     return DiskReport(total, unconfirmed, tuple(released), warning)
 
 
-def _number(path: Path) -> int:
-    return int(path.stem.removeprefix("segment-"))
-
-
 def _seal(path: Path, ledger: Ledger) -> tuple[int, str] | None:
-    entry = ledger.entry(path.parent.name, _number(path))
+    entry = ledger.entry(path.parent.name, segment_number(path))
     return None if entry is None or entry.seal is None else (entry.seal.size, entry.seal.sha256)
 
 

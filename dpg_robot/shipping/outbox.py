@@ -11,7 +11,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dpg_robot.data.log_format import SEGMENT_PATTERN, segment_name
+from dpg_robot.data.log_format import SEGMENT_PATTERN, segment_name, segment_number
 from dpg_robot.shipping.ledger import SHIPPING_FOLDER, Ledger
 from dpg_robot.shipping.piece import PIECE_BYTES, Confirmation, Piece, PieceError, require_robot_name, require_run_id
 from dpg_robot.shipping.segment_follower import IDLE_S, SegmentFollower, Span
@@ -49,7 +49,7 @@ class _Run:
         changed_ns = self.folder.stat().st_mtime_ns
         if changed_ns == self.listed_ns:
             return
-        self.segments = sorted(int(path.stem.removeprefix("segment-")) for path in self.folder.glob(SEGMENT_PATTERN))
+        self.segments = sorted(segment_number(path) for path in self.folder.glob(SEGMENT_PATTERN))
         self.listed_ns = changed_ns if time.time_ns() - changed_ns > _FRESH_NS else -1
 
     def go_to(self, place: Place) -> None:

@@ -9,8 +9,9 @@ import torch
 
 import sim
 from dpg_robot.contract import Contract
-from dpg_robot.host.finetune import FinetuneConfig, PolicySelection, finetune, judge
+from dpg_robot.host.finetune import FinetuneConfig, PolicySelection, finetune
 from dpg_robot.host.intake import take_in
+from dpg_robot.host.judgement import judge
 from dpg_robot.learning.learner import Learner, LearnerConfig
 from dpg_robot.learning.replay import Batch, ReplayBuffer
 from dpg_robot.learning.trainer import Collector, Evaluation

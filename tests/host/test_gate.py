@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from dpg_robot.host.finetune import Judgement
 from dpg_robot.host.gate import GateConfig, decide
+from dpg_robot.host.judgement import Judgement, PolicyComparison
 from dpg_robot.learning.trainer import Evaluation
 
 CURRENT = Judgement(denoising_error=0.2, denoising_error_without_outcome=0.3, td_error=0.5, transitions=100)
@@ -56,3 +56,42 @@ def test_noise_of_the_paired_difference_is_allowed_for() -> None:
     noisy = Evaluation(RETURNS.returns + noise - noise.mean() - 10.0)
     assert decide(CURRENT, BETTER, RETURNS, noisy, GateConfig(max_return_loss=0.0, standard_errors=2.0)).passed
     assert not decide(CURRENT, BETTER, RETURNS, noisy, GateConfig(max_return_loss=0.0, standard_errors=0.1)).passed
+
+
+SAME = PolicyComparison(
+    action_distance=0.1, jitter=0.05, current_jitter=0.05, advantage=0.02, advantage_interval=(-0.01, 0.05), episodes=10
+)
+
+
+def test_a_growth_of_the_errors_within_the_allowance_passes() -> None:
+    slightly_worse = dataclasses.replace(BETTER, td_error=CURRENT.td_error * 1.01)
+    assert decide(CURRENT, slightly_worse, RETURNS, RETURNS, GateConfig(max_error_growth=0.02)).passed
+    assert not decide(CURRENT, slightly_worse, RETURNS, RETURNS, GateConfig(max_error_growth=0.0)).passed
+
+
+def test_policies_that_are_alike_at_the_robots_states_pass() -> None:
+    verdict = decide(CURRENT, BETTER, RETURNS, RETURNS, GateConfig(), SAME)
+    assert verdict.passed
+    assert len(verdict.reasons) == 8
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"action_distance": 0.9}, "differ"),
+        ({"jitter": 0.5}, "step to step"),
+        ({"advantage_interval": (-0.3, -0.1)}, "worth"),
+        ({"action_distance": float("nan")}, "differ"),
+    ],
+)
+def test_actions_that_are_far_away_chatter_or_are_worth_less_are_stopped_and_named(change: dict, word: str) -> None:
+    verdict = decide(CURRENT, BETTER, RETURNS, RETURNS, GateConfig(), dataclasses.replace(SAME, **change))
+    assert not verdict.passed
+    (failed,) = [reason for reason in verdict.reasons if reason.startswith("FAILED")]
+    assert word in failed
+
+
+def test_a_candidate_that_is_the_same_as_the_current_policy_is_not_released() -> None:
+    verdict = decide(CURRENT, CURRENT, RETURNS, RETURNS, GateConfig())
+    assert not verdict.passed
+    assert "neither denoising nor return is better" in verdict.reasons[-1]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,7 +82,7 @@ def records(contract: Contract, seed: int, episodes: int = 2, steps: int = 30) -
 def finetune(log: Path, pretrained: Path, folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
     checkpoint = next((pretrained / "checkpoints").iterdir())
     places = ["--log", log, "--checkpoint", checkpoint, "--store", folder / "store", "--run", folder / "finetune"]
-    return launch("host.py", "finetune", *places, "--quiet", "--json", folder / "result.json", *SMALL, *more)
+    return launch("host.py", "finetune", "--once", *places, "--quiet", "--json", folder / "result.json", *SMALL, *more)
 
 
 def test_a_log_is_taken_in_learned_from_judged_and_a_better_policy_published(pretrained: Path, log: Path, tmp_path: Path) -> None:
@@ -140,3 +144,76 @@ def test_a_second_fine_tuning_into_the_same_folder_is_refused(pretrained: Path, 
     result = finetune(log, pretrained, tmp_path)
     assert result.returncode == 1
     assert "choose another --run folder" in result.stderr
+
+
+SERVICE = [
+    "evaluation_episodes=2",
+    "torch_threads=1",
+    "service.first_updates_after=30",
+    "service.improve_policy_after=10",
+    "service.updates_per_round=20",
+    "service.candidate_every=100",
+    "service.held_out_every=2",
+    "service.poll_interval_s=0.05",
+]
+
+
+def start_service(log: Path, pretrained: Path, folder: Path, *more: str) -> subprocess.Popen[str]:
+    checkpoint = next((pretrained / "checkpoints").iterdir())
+    places = ["--log", log, "--checkpoint", checkpoint, "--store", folder / "store", "--run", folder / "service"]
+    command = [sys.executable, ROOT / "launch" / "host.py", "finetune", *places, *SERVICE, *more]
+    return subprocess.Popen(list(map(str, command)), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(service: subprocess.Popen[str], folder: Path, *, used: int, candidates: int = 0) -> dict[str, Any]:
+    """Wait until the service has learned from so many transitions, and return its status."""
+    end_s = time.monotonic() + 60
+    while time.monotonic() < end_s:
+        assert service.poll() is None, service.communicate()
+        with contextlib.suppress(OSError):
+            status = json.loads((folder / "service" / "status.json").read_text())
+            if (status["transitions"]["used"], status["state"]) == (used, "waiting") and status["candidate"] >= candidates:
+                return status
+        time.sleep(0.05)
+    raise AssertionError(f"the service came to {status}")
+
+
+def test_the_service_follows_logs_survives_its_own_death_and_ends_with_everything_saved(
+    pretrained: Path, log: Path, tmp_path: Path
+) -> None:
+    contract = sim.make("cartpole-swingup", action_repeat=2).contract()
+    service = start_service(log, pretrained, tmp_path, "service.checkpoint_every_s=0.01")
+    try:
+        status = wait_for(service, tmp_path, used=120, candidates=1)
+        assert status["updates"] == 120
+        assert status["robots"] == {"robot": 120}
+        with contextlib.closing(LogWriter(tmp_path / "log", "run-c", contract, flush_interval_s=0.0)) as writer:
+            written = records(contract, seed=3)
+            writer.append(written[:40])
+            assert wait_for(service, tmp_path, used=150)["updates"] == 150
+            time.sleep(0.2)  # it saves between two rounds
+            service.kill()
+            service.communicate()
+            writer.append(written[40:])
+        service = start_service(log, pretrained, tmp_path)
+        status = wait_for(service, tmp_path, used=180)
+        assert status["updates"] == 180
+        assert status["transitions"]["robot"] == 180  # nothing was taken in twice
+        service.send_signal(signal.SIGTERM)
+        out, err = service.communicate(timeout=30)
+    finally:
+        service.kill()
+    assert service.returncode == 0, err
+    assert "going on after 150 updates and 150 transitions" in out
+    assert json.loads((tmp_path / "service" / "status.json").read_text())["state"] == "stopped"
+    assert len(list((tmp_path / "service" / "checkpoints").iterdir())) == 1
+    versions = [json.loads((path / "verdict.json").read_text()) for path in sorted((tmp_path / "store/versions").iterdir())]
+    assert versions[0]["verdict"]["reasons"] == ["ok: the pretrained policy, without comparison"]
+    assert len(versions[1]["verdict"]["reasons"]) == 8
+
+
+def test_the_service_says_that_its_results_are_no_single_json(pretrained: Path, log: Path, tmp_path: Path) -> None:
+    service = start_service(log, pretrained, tmp_path, "--json", str(tmp_path / "x.json"))
+    _, err = service.communicate(timeout=60)
+    assert service.returncode == 1
+    assert "--json needs --once" in err
