@@ -15,6 +15,7 @@ from dpg_robot.shipping.benchmarks.ship_command import add_ship_arguments
 from hw_drivers.benchmarks.bus_command import add_bus_arguments
 from hw_drivers.benchmarks.faults_command import add_fault_arguments
 from hw_drivers.benchmarks.loop_command import add_loop_arguments
+from sim.benchmarks.finetune_command import add_finetune_arguments
 from sim.benchmarks.gradient_command import add_gradient_arguments
 from sim.benchmarks.learning_command import add_learn_arguments
 from sim.benchmarks.loop_policy import write_untrained_policies
@@ -35,6 +36,7 @@ def main() -> None:
     add_learn_arguments(commands, CONFIGS / "learn.yaml")
     add_gradient_arguments(commands, CONFIGS / "gradient.yaml")
     add_offline_arguments(commands)
+    add_finetune_arguments(commands)
     add_speed_arguments(commands)
     add_bus_arguments(commands)
     add_fault_arguments(commands, Path(__file__).resolve().parent)

@@ -147,12 +147,16 @@ class Collector:
         environment: N environments.
         contract: gives history and the number of reward steps per control step.
         privileged: whether the transitions' observations end with the dynamics that were drawn for their episode.
+
+    Attributes:
+        ended: (N,) whether the last step ended an episode.
     """
 
     def __init__(self, environment: Environment, contract: Contract, privileged: bool = False) -> None:
         self.environment, self._contract, self._privileged = environment, contract, privileged
         self._history = HistoryStack(contract, environment.num_envs)
         self._features = environment.reset()
+        self.ended = np.zeros(environment.num_envs, dtype=np.bool_)
 
     @property
     def observation(self) -> Tensor:
@@ -168,7 +172,8 @@ class Collector:
         self._history.push(self._features, actions)
         next_observation = torch.from_numpy(self._history.observe(step.final_obs))
         observation, next_observation = (torch.cat([each, dynamics], dim=1) for each in (observation, next_observation))
-        self._history.clear(np.flatnonzero(step.terminal | step.timeout))
+        self.ended = step.terminal | step.timeout
+        self._history.clear(np.flatnonzero(self.ended))
         self._features = step.obs
         return Batch(
             observation=observation,

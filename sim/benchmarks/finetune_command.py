@@ -1,0 +1,161 @@
+"""The command ``finetune`` of the benchmark program: what fine-tuning regains on robots that differ from their simulation."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from dpg_robot.config import add_config_arguments, config_from_arguments, config_to_dict
+from sim.benchmarks.finetune_protocol import FinetuneProtocol, FinetuneRun, select_runs
+from sim.benchmarks.finetune_runs import FinetuneResult, execute_all, pretrain
+from sim.benchmarks.learning_statistics import standard_error
+from sim.benchmarks.run_store import ResultError, read_results
+from sim.benchmarks.tables import markdown_table
+
+
+def add_finetune_arguments(commands: Any, default_config: Path | None = None) -> None:
+    """Add the command ``finetune`` and its options to the sub-commands of a parser."""
+    parser = commands.add_parser(
+        "finetune",
+        help="return regained by fine-tuning on virtual robots with shifted dynamics",
+        description="Pretrain in simulation, run the policy on virtual robots whose dynamics are others, and let the fine-tuning "
+        "service learn from them minute by minute, with the denoised gradient and with the critic's derivative. Pretraining and "
+        "runs that are there already are not done again.",
+    )
+    add_config_arguments(parser, FinetuneProtocol, default_config)
+    parser.add_argument(
+        "--results", type=Path, default=Path("runs/finetune-benchmark"), metavar="FOLDER",
+        help="folder of pretrained learners and results (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="KEY=NAME,...",
+        help="run and report only these; KEY is variant, shift or seed; may be given several times",
+    )  # fmt: skip
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at once, one process each (default: %(default)s)")
+    parser.add_argument("--report", action="store_true", help="run nothing, report on the results that are there")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that is reported to FILE too")
+    parser.set_defaults(run=run_finetune)
+
+
+def run_finetune(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Do the runs that are missing, then print the tables and return all that was measured."""
+    if arguments.jobs < 1:
+        raise ValueError(f"--jobs must be 1 or more, got {arguments.jobs}")
+    protocol = config_from_arguments(FinetuneProtocol, arguments)
+    runs = select_runs(protocol, arguments.only)
+    stored = read_results(arguments.results, runs, FinetuneResult)
+    if stored.other:
+        run, differing = next(iter(stored.other.items()))
+        raise ResultError(
+            f"{arguments.results / run.place} is a result of other settings ({'; '.join(differing[:3])}); "
+            "remove it, or choose another folder with --results"
+        )
+    there = dict(stored.results)
+    failed: list[str] = []
+    if not arguments.report:
+        missing = [run for run in runs if run not in there]
+        print(f"{len(missing)} runs to do, {len(there)} are there already", file=sys.stderr)
+        for variant in dict.fromkeys(run.variant for run in missing):
+            pretrain(protocol, variant, arguments.results, not arguments.quiet)
+        steps = sum(run.steps for run in missing)
+        bar = tqdm(total=steps, unit="step", unit_scale=True, disable=arguments.quiet, file=sys.stderr)
+        endings = execute_all(missing, arguments.results, arguments.jobs, bar.update)
+        with bar, closing(endings):
+            for finished in endings:
+                if finished.value is None:
+                    failed.append(finished.run.title)
+                    tqdm.write(f"{finished.run.title}: FAILED\n{finished.error.rstrip()}", file=sys.stderr)
+                else:
+                    there[finished.run] = finished.value
+                    tqdm.write(f"{finished.run.title}: {_curve_in_words(finished.value)}", file=sys.stderr)
+    report = build_report(runs, there)
+    print(describe_report(report))
+    return {"settings": config_to_dict(protocol), **report, "failed": failed}
+
+
+def build_report(runs: list[FinetuneRun], results: Mapping[FinetuneRun, FinetuneResult]) -> dict[str, Any]:
+    """Return for each robot and learner: returns before, half-way and at the end, what was regained, and what the gate did."""
+    cells: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        if run in results:
+            cell = cells.setdefault(f"{run.shift} | {run.variant}", {"shift": run.shift, "variant": run.variant, "runs": []})
+            cell["runs"].append({"seed": run.seed} | _summary(results[run]))
+    for cell in cells.values():
+        for name in ("in_simulation", "before", "half_way", "after", "gain"):
+            values = [each[name] for each in cell["runs"]]
+            error = standard_error(values)
+            cell[name] = {"mean": float(np.mean(values)), "standard_error": error if np.isfinite(error) else None}
+        lost = cell["in_simulation"]["mean"] - cell["before"]["mean"]
+        cell["regained"] = cell["gain"]["mean"] / lost if lost > 0 else None
+    gate = _gate_summary([results[run] for run in runs if run in results])
+    return {"cells": cells, "gate": gate, "missing": [run.title for run in runs if run not in results]}
+
+
+def _summary(result: FinetuneResult) -> dict[str, float]:
+    """Return the figures of one run."""
+    means = [float(np.mean(point["returns"])) for point in result.curve]
+    gains = np.subtract(result.curve[-1]["returns"], result.curve[0]["returns"])
+    return {
+        "in_simulation": float(np.mean(result.simulation)),
+        "before": means[0],
+        "half_way": means[len(means) // 2],
+        "after": means[-1],
+        "gain": float(gains.mean()),
+        "gain_error": standard_error(gains.tolist()),
+        "lowest": min(means),
+    }
+
+
+def _gate_summary(results: list[FinetuneResult]) -> dict[str, int]:
+    """Return how often the gate let candidates pass, by what they were worth on the robot beside the policy before."""
+    counts = {"passed_better": 0, "passed_worse": 0, "stopped_better": 0, "stopped_worse": 0, "poisoned_stopped": 0}
+    for result in results:
+        current = np.array(result.curve[0]["returns"])
+        for candidate in result.candidates:
+            gains = np.array(candidate["returns"]) - current
+            worse = gains.mean() < -2 * gains.std(ddof=1) / np.sqrt(len(gains))
+            verdict = "passed" if candidate["passed"] else "stopped"
+            counts[f"{verdict}_{'worse' if worse else 'better'}"] += 1
+            if candidate["passed"]:
+                current = np.array(candidate["returns"])
+        counts["poisoned_stopped"] += not result.poisoned["passed"]
+    return counts | {"poisoned": len(results)}
+
+
+def describe_report(report: dict[str, Any]) -> str:
+    """Return the tables as text, with what is missing below them."""
+    rows = [["robot", "learner", "in simulation", "before", "half-way", "after", "gain", "regained"]]
+    for cell in report["cells"].values():
+        figures = [_with_error(cell[name]) for name in ("in_simulation", "before", "half_way", "after", "gain")]
+        rows.append([cell["shift"], cell["variant"], *figures, "-" if cell["regained"] is None else f"{cell['regained']:.0%}"])
+    gate = report["gate"]
+    lines = [
+        "returns on the robot without exploration, mean +- standard error over seeds; regained: share of what the shift cost",
+        "",
+        *markdown_table(rows),
+        "",
+        f"the gate let pass {gate['passed_better']} candidates that were as good or better on the robot and "
+        f"{gate['passed_worse']} that were worse beyond noise; it stopped {gate['stopped_worse']} worse ones and "
+        f"{gate['stopped_better']} others, and {gate['poisoned_stopped']} of {gate['poisoned']} spoilt ones",
+    ]
+    if report["missing"]:
+        lines += ["", f"not there yet: {len(report['missing'])} runs, such as {report['missing'][0]}"]
+    return "\n".join(lines)
+
+
+def _with_error(figure: dict[str, Any]) -> str:
+    error = figure["standard_error"]
+    return f"{figure['mean']:.1f} +- {'?' if error is None else f'{error:.1f}'}"
+
+
+def _curve_in_words(result: FinetuneResult) -> str:
+    means = [float(np.mean(point["returns"])) for point in result.curve]
+    return f"return {means[0]:.1f} before, {means[len(means) // 2]:.1f} half-way, {means[-1]:.1f} after"
