@@ -26,7 +26,7 @@ from sim.benchmarks.provenance import describe_code, describe_versions, now
 from sim.randomization import Randomization
 from sim.tasks import make_task
 
-_ROBOT_SEED, _GATE_SEED, _FRESH_SEED = 1_000_003, 3_000_003, 2_000_003
+_EVALUATION_SEED, _ROBOT_SEED, _GATE_SEED = 1_000_003, 2_000_003, 3_000_003
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class FinetuneResult:
 
 def pretrain(protocol: FinetuneProtocol, variant: str, results: Path, progress: bool) -> Path:
     """Pretrain a learner unless that was done; returns its best checkpoint."""
+    torch.set_num_threads(1)
     config = protocol.pretraining
     folder = results / "pretrained" / variant
 
@@ -65,7 +66,7 @@ def pretrain(protocol: FinetuneProtocol, variant: str, results: Path, progress: 
 
     environment = environments(config.num_envs, config.seed)
     learner = Learner(environment.contract(), protocol.variants[variant], config.seed)
-    evaluation = environments(protocol.evaluation_episodes, config.seed + _FRESH_SEED)
+    evaluation = environments(protocol.evaluation_episodes, config.seed + _EVALUATION_SEED)
     trainer = Trainer(learner, config.trainer, environment, evaluation, folder, config.seed)
     trainer.resume()
     if trainer.updates < config.trainer.updates:
