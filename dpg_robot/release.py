@@ -37,8 +37,8 @@ POLICY_FOLDER = "policies"
 FORMAT_VERSION = 1
 
 _DOMAIN = b"dpg-robot release\n"  # so that a signature of something else is never one of a release
-_MAX_RELEASE_BYTES = 64 * 1024
-_MAX_POLICY_BYTES = 16 * 1024 * 1024  # what a control process can load beside its ticks
+MAX_RELEASE_BYTES = 64 * 1024
+MAX_POLICY_BYTES = 16 * 1024 * 1024  # what a control process can load beside its ticks
 _LARGEST_NUMBER = 2**48
 
 
@@ -171,8 +171,8 @@ def verify_release(content: bytes, trusted: Iterable[TrustedKey]) -> Release:
     """
     by_id = {key.id: key for key in trusted}
     try:
-        if len(content) > _MAX_RELEASE_BYTES:
-            raise ValueError(f"it has {len(content)} bytes, at most {_MAX_RELEASE_BYTES} are read")
+        if len(content) > MAX_RELEASE_BYTES:
+            raise ValueError(f"it has {len(content)} bytes, at most {MAX_RELEASE_BYTES} are read")
         document = json.loads(content)
         text, key_id = str(document["release"]), str(document["key"])
         signed = _DOMAIN + text.encode()
@@ -191,7 +191,7 @@ def verify_release(content: bytes, trusted: Iterable[TrustedKey]) -> Release:
 def read_release(store: str | Path, trusted: Sequence[TrustedKey]) -> Release:
     """Return the present release of a store. Raises ReleaseError as :func:`verify_release` does, or if there is none."""
     path = Path(store) / RELEASE_FILE
-    content = _read_bounded(path, _MAX_RELEASE_BYTES, "release")
+    content = _read_bounded(path, MAX_RELEASE_BYTES, "release")
     try:
         return verify_release(content, trusted)
     except ReleaseError as error:
@@ -218,7 +218,7 @@ def read_stored_policy(store: str | Path, sha256: str) -> tuple[bytes, PolicyMet
 
 def check_stored_policy(path: Path, sha256: str) -> tuple[bytes, PolicyMetadata]:
     """Return bytes and metadata of a policy file that must have a hash; raises as :func:`read_released_policy` does."""
-    content = _read_bounded(path, _MAX_POLICY_BYTES, "policy")
+    content = _read_bounded(path, MAX_POLICY_BYTES, "policy")
     got = hashlib.sha256(content).hexdigest()
     if got != sha256:
         raise ReleaseError(
@@ -234,13 +234,25 @@ def write_release(store: str | Path, policy: bytes, release: Release, key: Signi
         ReleaseError: the release does not describe this policy.
         OSError: as the file system reports it; the old release stays then.
     """
+    store_release(store, policy, release, key.sign(release))
+
+
+def store_release(store: str | Path, policy: bytes, release: Release, content: bytes) -> None:
+    """Make a release that was signed already the present one of a store, as :func:`write_release` does.
+
+    Args:
+        store: the store.
+        policy: bytes of the policy.
+        release: what the release says.
+        content: the signed release file.
+    """
     if hashlib.sha256(policy).hexdigest() != release.policy_sha256:
         raise ReleaseError(f"release {release.number} names another policy than the one given")
     path = policy_path(store, release.policy_sha256)
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.is_file() or path.read_bytes() != policy:  # a damaged one is repaired
         write_atomically(path, policy)
-    write_atomically(Path(store) / RELEASE_FILE, key.sign(release))
+    write_atomically(Path(store) / RELEASE_FILE, content)
 
 
 def policy_path(store: str | Path, sha256: str) -> Path:

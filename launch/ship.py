@@ -8,16 +8,19 @@ import asyncio
 import json
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from dpg_robot.config import add_config_arguments, config_from_arguments
 from dpg_robot.errors import ConfigError, DpgError
+from dpg_robot.release import TrustedKey
 from dpg_robot.shipping.folder_sender import send_to_folder
 from dpg_robot.shipping.keys import make_key
 from dpg_robot.shipping.nats_link import HOST_NAME, Link
 from dpg_robot.shipping.nats_receiver import NatsReceiver
+from dpg_robot.shipping.nats_releases import ReleaseFetcher, ReleasePublisher
 from dpg_robot.shipping.nats_sender import NatsSender
 from dpg_robot.shipping.nats_server import Server, Tls
 from dpg_robot.shipping.piece import require_robot_name
@@ -81,6 +84,7 @@ def _add_receive(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add_config_arguments(receive, ShippingSettings, CONFIGS / "shipping.yaml")
     receive.set_defaults(run=_receive)
     receive.add_argument("--store", type=Path, default=Path("store"), metavar="DIR", help="the store (default: %(default)s)")
+    receive.add_argument("--releases", type=Path, metavar="DIR", help="model store whose signed releases are offered to robots")
     _add_link(receive, KEYS / f"{HOST_NAME}.seed")
 
 
@@ -98,6 +102,17 @@ def _add_send(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     send.add_argument("--to-folder", type=Path, metavar="DIR", help="store to write into, without any server; must exist")
     send.add_argument("--once", action="store_true", help="end when everything is confirmed and no segment is open")
     send.add_argument("--offer-all", action="store_true", help="offer the host everything again, also what it once confirmed")
+    send.add_argument(
+        "--releases", type=Path, metavar="DIR", help="folder into which new releases are fetched (for robot.py run --store)"
+    )
+    send.add_argument(
+        "--trust",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="KEY.pub",
+        help="public key of who signs releases; several times",
+    )
     _add_link(send, None)
 
 
@@ -127,7 +142,10 @@ def _receive(args: argparse.Namespace) -> int:
     settings = config_from_arguments(ShippingSettings, args).receive
     stop = _stop_on_signals()
     with closing(Store(args.store, min_free_bytes=settings.min_free_bytes)) as store:
-        asyncio.run(NatsReceiver(store, settings, _link(args)).run(stop))
+        parts = [NatsReceiver(store, settings, _link(args)).run(stop)]
+        if args.releases is not None:
+            parts.append(ReleasePublisher(args.releases, _link(args)).run(stop))
+        asyncio.run(_all(parts))
     return 0
 
 
@@ -138,13 +156,23 @@ def _send(args: argparse.Namespace) -> int:
         raise ConfigError(f"a robot cannot be called {HOST_NAME!r}; that is the host's name")
     if not args.log.is_dir():
         raise ConfigError(f"the log folder {args.log} does not exist")
+    if (args.releases is None) == bool(args.trust):
+        raise ConfigError("--releases and --trust belong together: no release is taken that nobody trusted has signed")
+    if args.releases is not None and (args.to_folder is not None or args.once):
+        raise ConfigError(
+            "--releases are fetched from a server for as long as it runs, so neither --to-folder nor --once goes with it"
+        )
+    trusted = [TrustedKey.load(path) for path in args.trust]
     stop = _stop_on_signals()
     state = SenderState(args.log, robot, settings, offer_all=args.offer_all)
     try:
         if args.to_folder is not None:
             send_to_folder(state, args.to_folder, robot, once=args.once, stop=stop)
         else:
-            asyncio.run(NatsSender(state, robot, _link(args)).run(once=args.once, stop=stop))
+            parts = [NatsSender(state, robot, _link(args)).run(once=args.once, stop=stop)]
+            if args.releases is not None:
+                parts.append(ReleaseFetcher(args.releases, trusted, robot, _link(args)).run(stop))
+            asyncio.run(_all(parts))
     finally:
         state.close("stopped")
     if state.failure:
@@ -155,6 +183,11 @@ def _send(args: argparse.Namespace) -> int:
 def _status(args: argparse.Namespace) -> int:
     print(json.dumps(read_status(args.folder), indent=1))
     return 0
+
+
+async def _all(parts: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Run all parts to their ends, or until one of them fails."""
+    await asyncio.gather(*parts)
 
 
 def _link(args: argparse.Namespace) -> Link:

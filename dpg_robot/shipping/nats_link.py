@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import ssl
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from dpg_robot.shipping.piece import PieceError, require_robot_name, require_run
 
 LOG_STREAM = "DPG_LOG"
 CONFIRMED_STREAM = "DPG_CONFIRMED"
+RELEASE_BUCKET = "DPG_RELEASES"
+RELEASE_STREAM = f"OBJ_{RELEASE_BUCKET}"  # the stream of a bucket, as JetStream names it
 CONSUMER = "host"
 HOST_NAME = "host"
 LINK_ERRORS = (nats.errors.Error, JetStreamError, OSError, asyncio.TimeoutError)
@@ -103,6 +106,16 @@ def confirmed_subject(robot: str, run: str, segment: int) -> str:
     return f"confirmed.{robot}.{run.replace('.', _DOT)}.{segment}"
 
 
+def release_meta_subject(name: str) -> str:
+    """Return the subject at which the bucket of releases describes an object."""
+    return f"$O.{RELEASE_BUCKET}.M.{base64.urlsafe_b64encode(name.encode()).decode()}"
+
+
+def release_chunks_subject(nuid: str) -> str:
+    """Return the subject of the parts of an object of that bucket."""
+    return f"$O.{RELEASE_BUCKET}.C.{nuid}"
+
+
 def parse_log_subject(subject: str) -> tuple[str, str]:
     """Return robot and run of :func:`log_subject`. Raises PieceError for any other subject."""
     parts = subject.split(".")
@@ -112,17 +125,33 @@ def parse_log_subject(subject: str) -> tuple[str, str]:
 
 
 def robot_permissions(robot: str) -> dict[str, Any]:
-    """Return what the key of a robot may do: send its own log, and learn what the host has of it."""
+    """Return what the key of a robot may do: send its own log, learn what the host has of it, and read the releases."""
     return {
-        "publish": {"allow": [f"log.{robot}.*", f"$JS.API.DIRECT.GET.{CONFIRMED_STREAM}.confirmed.{robot}.>"]},
+        "publish": {
+            "allow": [
+                f"log.{robot}.*",
+                f"$JS.API.DIRECT.GET.{CONFIRMED_STREAM}.confirmed.{robot}.>",
+                f"$JS.API.DIRECT.GET.{RELEASE_STREAM}",
+                f"$JS.API.DIRECT.GET.{RELEASE_STREAM}.>",
+            ]
+        },
         "subscribe": {"allow": [f"confirmed.{robot}.>", f"{inbox(robot)}.>"]},
     }
 
 
 def host_permissions() -> dict[str, Any]:
-    """Return what the host's key may do: keep the two streams, take the logs in, and confirm; but not send logs."""
+    """Return what the host's key may do: keep the streams, take the logs in, confirm, offer releases; but not send logs."""
     streams = [
-        f"$JS.API.STREAM.{verb}.{stream}" for verb in ("INFO", "CREATE", "UPDATE") for stream in (LOG_STREAM, CONFIRMED_STREAM)
+        f"$JS.API.STREAM.{verb}.{stream}"
+        for verb in ("INFO", "CREATE", "UPDATE")
+        for stream in (LOG_STREAM, CONFIRMED_STREAM, RELEASE_STREAM)
+    ]
+    releases = [
+        f"$O.{RELEASE_BUCKET}.>",
+        f"$JS.API.STREAM.PURGE.{RELEASE_STREAM}",
+        f"$JS.API.STREAM.MSG.GET.{RELEASE_STREAM}",
+        f"$JS.API.DIRECT.GET.{RELEASE_STREAM}",
+        f"$JS.API.DIRECT.GET.{RELEASE_STREAM}.>",
     ]
     consumer = [
         f"$JS.API.CONSUMER.INFO.{LOG_STREAM}.{CONSUMER}",
@@ -131,7 +160,7 @@ def host_permissions() -> dict[str, Any]:
         f"$JS.ACK.{LOG_STREAM}.{CONSUMER}.>",
     ]
     return {
-        "publish": {"allow": ["confirmed.>", *streams, *consumer]},
+        "publish": {"allow": ["confirmed.>", *streams, *consumer, *releases]},
         "subscribe": {"allow": [f"{inbox(HOST_NAME)}.>"]},
     }
 

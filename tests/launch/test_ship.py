@@ -16,6 +16,7 @@ import pytest
 
 from dpg_robot.data.benchmarks.synthetic_robot import synthetic_contract, synthetic_records
 from dpg_robot.data.log_writer import LogWriter
+from dpg_robot.release import TrustedKey, read_release, read_released_policy
 from dpg_robot.shipping.benchmarks.kill_campaign import verify
 
 ROOT = Path(__file__).parents[2]
@@ -93,6 +94,32 @@ def test_the_commands_of_the_manual_ship_a_log(tmp_path, log):
     assert json.loads(run("status", "log", folder=tmp_path).stdout)["backlog_bytes"] == 0
 
 
+def test_a_release_comes_back_the_same_way(tmp_path, log):
+    port = free_port()
+    server = ["--server", f"nats://127.0.0.1:{port}"]
+    assert run("keys", "host", "arm1", folder=tmp_path).returncode == 0
+    assert run("key", "signing", folder=tmp_path, script="host.py").returncode == 0
+    spec = importlib.util.spec_from_file_location("tiny_policy", ROOT / "tests" / "deploy" / "tiny_policy.py")
+    tiny_policy = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tiny_policy)
+    policy = tiny_policy.write_policy(tmp_path / "policy.onnx")
+    publish = ["publish", "--policy", policy, "--store", "models", "--sign", "signing"]
+    assert run(*publish, folder=tmp_path, script="host.py").returncode == 0
+    fetch = ["--releases", "releases", "--trust", "signing.pub"]
+    with (
+        running("serve", f"serve.port={port}", folder=tmp_path) as serve,
+        running("receive", *server, "receive.min_free_bytes=0", "--releases", "models", folder=tmp_path),
+    ):
+        assert serve.stdout.readline() == f"listening on 127.0.0.1:{port}\n"
+        with running("send", "--robot", "arm1", *server, "--key", "keys/arm1.seed", *fetch, folder=tmp_path):
+            end_s = time.monotonic() + DEADLINE_S
+            while not (tmp_path / "releases" / "release.json").exists():
+                assert time.monotonic() < end_s
+                time.sleep(0.02)
+    release = read_release(tmp_path / "releases", [TrustedKey.load(tmp_path / "signing.pub")])
+    assert read_released_policy(tmp_path / "releases", release)[0] == policy.read_bytes()
+
+
 def test_a_log_is_shipped_to_a_folder_without_a_server(tmp_path, log):
     (tmp_path / "disk").mkdir()
     sent = run("send", "--robot", "arm1", "--to-folder", "disk", "--once", folder=tmp_path)
@@ -127,6 +154,12 @@ def test_a_disk_over_its_limit_is_in_the_exit_code(tmp_path, log):
         (["send", "--robot", "a", "--log", "log"], "which key"),
         (["send", "--robot", "a", "--log", "log", "--key", "no.seed"], "cannot read the key no.seed"),
         (["send", "--robot", "a", "--log", "log", "send.piece_byte=1"], "Did you mean 'piece_bytes'"),
+        (["send", "--robot", "a", "--log", "log", "--releases", "r"], "nobody trusted has signed"),
+        (["send", "--robot", "a", "--log", "log", "--trust", "no.pub"], "belong together"),
+        (
+            ["send", "--robot", "a", "--log", "log", "--releases", "r", "--trust", "no.pub", "--once"],
+            "neither --to-folder nor --once",
+        ),
         (["receive"], "make it with 'ship.py keys'"),
         (["serve"], "there is no public key host.pub"),
         (["serve", "--tls-cert", "x.pem"], "belong together"),

@@ -13,14 +13,30 @@ from dpg_robot.data.robot_log import find_runs, read_records, require_contiguous
 DEADLINE_S = 20.0
 
 
-@pytest.fixture(scope="session")
-def sample():
-    """The module with the contract, the dtype and make_records."""
-    path = Path(__file__).parents[1] / "data" / "sample_records.py"
-    spec = importlib.util.spec_from_file_location("sample_records", path)
+def load(path):
+    """Return a module of the tests, which are no package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def sample():
+    """The module with the contract, the dtype and make_records."""
+    return load(Path(__file__).parents[1] / "data" / "sample_records.py")
+
+
+@pytest.fixture(scope="session")
+def nats_site():
+    """The module with servers, senders and receivers."""
+    return load(Path(__file__).with_name("nats_site.py"))
+
+
+@pytest.fixture
+def site(nats_site, tmp_path, wait_until):
+    """A server with keys of the host and of the robots arm and leg."""
+    return nats_site.Site(tmp_path, wait_until)
 
 
 @pytest.fixture

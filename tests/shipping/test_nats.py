@@ -6,8 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
-import threading
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, suppress
 
 import nats.errors
 import pytest
@@ -17,113 +16,10 @@ from dpg_robot.data.log_writer import LogWriter
 from dpg_robot.errors import ConfigError
 from dpg_robot.shipping.keys import make_key, read_public_keys
 from dpg_robot.shipping.nats_link import CONFIRMED_STREAM, LOG_STREAM, Link, connect
-from dpg_robot.shipping.nats_receiver import NatsReceiver
-from dpg_robot.shipping.nats_sender import NatsSender
-from dpg_robot.shipping.nats_server import Server, ServerError, Tls, server_config
+from dpg_robot.shipping.nats_server import ServerError, Tls, server_config
 from dpg_robot.shipping.piece import Piece, Seal
-from dpg_robot.shipping.sender_state import SenderState
-from dpg_robot.shipping.settings import ReceiveSettings, SendSettings, ServeSettings
+from dpg_robot.shipping.settings import ReceiveSettings, ServeSettings
 from dpg_robot.shipping.status_file import read_status
-from dpg_robot.shipping.store import Store
-
-SEND = SendSettings(piece_bytes=20_000, window_bytes=100_000, confirm_s=0.5)
-RECEIVE = ReceiveSettings(min_free_bytes=0, stream_bytes=64 * 1024**2)
-
-
-class Background:
-    """Something that runs in a thread until it is told to stop."""
-
-    def __init__(self, run):
-        self.stop = threading.Event()
-        self.error = None
-        self.thread = threading.Thread(target=self._run, args=(run,))
-        self.thread.start()
-
-    def _run(self, run):
-        try:
-            run(self.stop.is_set)
-        except Exception as error:
-            self.error = error
-
-    def end(self):
-        self.stop.set()
-        self.thread.join(30)
-        assert not self.thread.is_alive()
-        if self.error:
-            raise self.error
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-class Site:
-    """A server with keys, and senders and receivers that use it."""
-
-    def __init__(self, folder, wait_until, tls=None):
-        self.folder, self.log, self.store = folder, folder / "log", folder / "store"
-        self.keys, self.port, self.wait_until = folder / "keys", free_port(), wait_until
-        self.log.mkdir()
-        for name in ("host", "arm", "leg"):
-            make_key(self.keys, name)
-        self.scheme = "tls" if tls else "nats"
-        self.server = Server(ServeSettings(port=self.port), folder / "server", self.keys, tls)
-
-    def link(self, name, **options):
-        return Link(f"{self.scheme}://127.0.0.1:{self.port}", self.keys / f"{name}.seed", **options)
-
-    @contextmanager
-    def serving(self):
-        ready = threading.Event()
-        background = Background(lambda stop: self.server.run(stop, ready.set))
-        try:
-            self.wait_until(ready.is_set)
-            yield
-        finally:
-            background.end()
-
-    @contextmanager
-    def receiving(self, settings=RECEIVE, **options):
-        with closing(Store(self.store, min_free_bytes=settings.min_free_bytes)) as store:
-            receiver = NatsReceiver(store, settings, self.link("host", **options))
-            background = Background(lambda stop: asyncio.run(receiver.run(stop)))
-            try:
-                yield receiver
-            finally:
-                background.end()
-
-    @contextmanager
-    def sending(self, robot="arm", log=None, **options):
-        state = SenderState(log or self.log, robot, SEND)
-        sender = NatsSender(state, robot, self.link(robot, **options))
-        background = Background(lambda stop: asyncio.run(sender.run(once=False, stop=stop)))
-        try:
-            yield state
-        finally:
-            background.end()
-            state.close("stopped")
-
-    def complete(self, robot="arm", log=None):
-        return len(list((self.store / robot).glob("*/*.seal.json"))) == len(list((log or self.log).glob("*/segment-*.mcap")))
-
-    def ask(self, name, visit):
-        """Let ``visit(client)`` do something with the key of ``name``."""
-
-        async def run():
-            client = await connect(self.link(name), name)
-            try:
-                return await visit(client)
-            finally:
-                await client.close()
-
-        return asyncio.run(run())
-
-
-@pytest.fixture
-def site(tmp_path, wait_until):
-    return Site(tmp_path, wait_until)
 
 
 def test_a_log_arrives_although_server_host_and_robot_are_ended_in_the_middle(site, sample, wait_until, assert_shipped):
@@ -346,7 +242,7 @@ def test_a_new_robots_key_is_taken_while_the_server_runs(site, write_run, wait_u
         assert site.server._process.pid == before
 
 
-def test_with_tls_a_log_arrives_and_a_server_without_the_right_certificate_is_refused(tmp_path, write_run, wait_until):
+def test_with_tls_a_log_arrives_and_a_server_without_the_right_certificate_is_refused(nats_site, tmp_path, write_run, wait_until):
     if not shutil.which("openssl"):
         pytest.skip("there is no openssl to make certificates with")
     for name in ("right", "wrong"):
@@ -354,7 +250,7 @@ def test_with_tls_a_log_arrives_and_a_server_without_the_right_certificate_is_re
         subprocess.run(
             [*make.split(), "-keyout", f"{name}.key", "-out", f"{name}.pem"], cwd=tmp_path, check=True, capture_output=True
         )
-    site = Site(tmp_path, wait_until, Tls(tmp_path / "right.pem", tmp_path / "right.key"))
+    site = nats_site.Site(tmp_path, wait_until, Tls(tmp_path / "right.pem", tmp_path / "right.key"))
     write_run(site.log, count=100)
     with site.serving(), site.receiving(authority=tmp_path / "right.pem"):
         with site.sending(authority=tmp_path / "wrong.pem") as state:
