@@ -11,6 +11,7 @@ from pathlib import Path
 from dpg_robot.data.benchmarks.log_command import add_log_arguments
 from dpg_robot.errors import DpgError
 from dpg_robot.files import write_atomically
+from dpg_robot.host.benchmarks.throughput_command import add_throughput_arguments
 from dpg_robot.shipping.benchmarks.ship_command import add_ship_arguments
 from hw_drivers.benchmarks.bus_command import add_bus_arguments
 from hw_drivers.benchmarks.faults_command import add_fault_arguments
@@ -37,6 +38,7 @@ def main() -> None:
     add_gradient_arguments(commands, CONFIGS / "gradient.yaml")
     add_offline_arguments(commands)
     add_finetune_arguments(commands)
+    add_throughput_arguments(commands)
     add_speed_arguments(commands)
     add_bus_arguments(commands)
     add_fault_arguments(commands, Path(__file__).resolve().parent)

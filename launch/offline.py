@@ -18,6 +18,7 @@ from dpg_robot.data.minari_format import read_dataset
 from dpg_robot.errors import DpgError
 from dpg_robot.files import write_atomically
 from dpg_robot.learning.checkpoint import load_checkpoint, require_run_folder
+from dpg_robot.learning.distributed import Processes, process_group_from_environment
 from dpg_robot.learning.learner import LearnerConfig
 from dpg_robot.learning.offline import BehaviourConfig, OfflineLearner, to_batch
 from dpg_robot.learning.offline_trainer import OfflineTrainer, OfflineTrainerConfig
@@ -55,16 +56,21 @@ class OfflineConfig:
             raise ValueError(f"rate_hz must be positive, got {self.rate_hz}")
 
 
-def train_offline(config: OfflineConfig, folder: Path, resume: bool, show_progress: bool) -> dict[str, Any]:
+def train_offline(
+    config: OfflineConfig, folder: Path, resume: bool, show_progress: bool, processes: Processes
+) -> dict[str, Any]:
     """Train on the data set, and measure the policy where there is a simulation of its world."""
-    dataset, learner = prepare(config)
+    dataset, learner = prepare(config, processes.device)
     require_run_folder(config, folder, resume)
+    processes.wait_for_all()  # all have looked before the first one writes
     data = to_batch(dataset.transitions(config.history), dataset.contract)
     judge = Judge(dataset, config, learner)
     trainer = OfflineTrainer(learner, config.trainer, data, folder, judge.evaluate if judge.possible else None, config.seed)
     if resume and trainer.resume():
         print(f"resumed {folder} after {trainer.updates} updates", file=sys.stderr)
-    dump_config(config, folder / "config.yaml")
+    learner.share_updates(processes)
+    if processes.first:
+        dump_config(config, folder / "config.yaml")
     checkpoint = trainer.run(show_progress)
     final = judge.evaluate_afresh().to_dict() if judge.possible else None
     return {"checkpoint": str(checkpoint), "dataset": dataset.describe(), "evaluations": trainer.evaluations, "return": final}
@@ -72,7 +78,7 @@ def train_offline(config: OfflineConfig, folder: Path, resume: bool, show_progre
 
 def train_online(config: OfflineConfig, start: Path, folder: Path, resume: bool, show_progress: bool) -> dict[str, Any]:
     """Go on in simulation from the result of an offline run."""
-    dataset, learner = prepare(config)
+    dataset, learner = prepare(config, config.device)
     if not dataset.has_rewards:
         raise DatasetError(f"{dataset.name} has no rewards, so nothing was learned that online learning could go on from")
     if config.evaluation_episodes == 0:
@@ -99,13 +105,13 @@ def train_online(config: OfflineConfig, start: Path, folder: Path, resume: bool,
     }
 
 
-def prepare(config: OfflineConfig) -> tuple[Dataset, OfflineLearner]:
+def prepare(config: OfflineConfig, device: str) -> tuple[Dataset, OfflineLearner]:
     """Return the data set and a new learner for it."""
     torch.set_num_threads(config.torch_threads)
     dataset = read_dataset(config.data, config.rate_hz)
     print(dataset.describe(), file=sys.stderr)
     contract = with_history(dataset.contract, config.history)
-    learner = OfflineLearner(contract, config.learner, config.behaviour, config.seed, config.device, dataset.has_rewards)
+    learner = OfflineLearner(contract, config.learner, config.behaviour, config.seed, device, dataset.has_rewards)
     if not dataset.has_rewards:
         print(
             "without rewards only the denoiser is trained, and the policy to do what the data did; there is no baseline to trust",
@@ -174,7 +180,11 @@ def main() -> None:
         if arguments.online:
             result = train_online(config, arguments.online, arguments.run, arguments.resume, not arguments.quiet)
         else:
-            result = train_offline(config, arguments.run, arguments.resume, not arguments.quiet)
+            with process_group_from_environment(config.device) as processes:
+                quiet = arguments.quiet or not processes.first
+                result = train_offline(config, arguments.run, arguments.resume, not quiet, processes)
+                if not processes.first:
+                    return
         if arguments.json:
             write_atomically(arguments.json, json.dumps(result, indent=1).encode())
     except (DpgError, OSError) as error:

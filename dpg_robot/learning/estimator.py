@@ -9,12 +9,14 @@ slope, each weighted by its measured precision, or as outputs of a head beside i
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from dpg_robot.learning.baseline import Baseline, Guess
 from dpg_robot.learning.denoiser import ActionDenoiser, action_after_outcome
+from dpg_robot.learning.distributed import ONE_PROCESS, Processes
 from dpg_robot.learning.gradient import controlled_action_gradient
 from dpg_robot.learning.outcome import OutcomeEncoder, OutcomeKind, StateShape
 from dpg_robot.learning.replay import Batch
@@ -48,6 +50,12 @@ class GradientEstimator(nn.Module):
         self.register_buffer("second_moments", torch.ones(2))
         # running root mean square of the shift of the denoised action by the outcome, in units of sigma
         self.register_buffer("shift_scale", torch.ones(()))
+        self.processes = ONE_PROCESS
+
+    def share_updates(self, processes: Processes) -> None:
+        """Take batches from now on as the share of one of several processes; raises ConfigError for unequal shares."""
+        processes.require_equal_shares(self._part(self.config.batch_size), "the shares of batches that teach the gradient")
+        self.processes = processes
 
     def observe(self, batch: Batch) -> None:
         """Take new transitions into the normalizers' statistics."""
@@ -99,7 +107,7 @@ class GradientEstimator(nn.Module):
         clean = self.baseline(batch.observation, batch.action, nothing)
         loss = (clean - target).square().mean()
         metrics = {"baseline/td_error": loss.detach(), "baseline/value": clean.detach().mean()}
-        part = slice(0, math.ceil(self.config.gradient_share * len(batch)))
+        part = slice(0, self._part(len(batch) * self.processes.count) // self.processes.count)
         batch, target = batch.select(part), target[part]
         if direct is not None:
             direct = direct[part]
@@ -107,17 +115,18 @@ class GradientEstimator(nn.Module):
         if self.config.gradient == "critic":
             values = self.baseline(batch.observation, noised_action, sigma)
             return loss + (values - target).square().mean(), metrics
-        direction = 2.0 * torch.randint_like(batch.action, 2, generator=generator) - 1.0
+        signs = self.processes.draw(partial(_zero_or_one, batch.action, generator), *batch.action.shape)
+        direction = 2.0 * signs - 1.0
         guess = self.baseline.guess(batch.observation, noised_action, sigma, direction)
 
         expected = guess.value.detach().mean(0)
         attached = noised_action.clone().requires_grad_(self.config.control_variate or direct is not None)
         told, untold = self.denoise(batch, attached, sigma, target - expected)
         denoising_loss = self.denoising_loss(told, untold, batch.action, sigma)
-        feature_loss = self.outcome.loss(batch, target - expected)
-
         shift = (told - untold).detach() / sigma
-        self.shift_scale.lerp_(shift.square().mean().sqrt(), _AVERAGING).clamp_(min=_SMALLEST_SHIFT)
+        means = self.processes.means([shift.square().mean(), (target - expected).square().mean()])
+        feature_loss = self._feature_loss(batch, target - expected, means[1])
+        self.shift_scale.lerp_(means[0].sqrt(), _AVERAGING).clamp_(min=_SMALLEST_SHIFT)
         response = None
         explained = torch.zeros_like(guess.value)
         if self.config.control_variate:
@@ -130,15 +139,32 @@ class GradientEstimator(nn.Module):
         slope_loss = self._slope_loss(guess, gradient, direction, sigma)
         # Value and slope are two noisy readings of one function: each counts by its precision, the inverse of its mean square.
         moments = torch.stack([(guess.value.detach() - target).square().mean(), slope_loss.detach()])
-        self.second_moments.lerp_(moments, _AVERAGING)
+        self.second_moments.lerp_(self.processes.mean(moments), _AVERAGING)
         precision_ratio = self.second_moments[0] / (self.second_moments[1] + 1e-12)
         loss = loss + value_loss + self.config.slope_weight * precision_ratio * slope_loss + denoising_loss
         if feature_loss is not None:
             loss = loss + feature_loss
         metrics |= {"denoiser/loss": denoising_loss.detach(), "gradient/precision_ratio": precision_ratio}
-        metrics |= self._diagnose(batch.action, target - expected, told.detach(), untold.detach(), sigma)
-        metrics |= _compare(guess, gradient, direction)
+        slope, estimate = guess.slope.detach().mean(0), (gradient * direction).sum(-1)
+        rows = self.processes.gather([batch.action, target - expected, told.detach(), untold.detach(), sigma, slope, estimate])
+        metrics |= _diagnose(*rows[:5]) | _compare(*rows[5:])
         return loss, metrics
+
+    def _part(self, count: int) -> int:
+        """Return how many of the transitions of a whole batch teach denoiser and gradient."""
+        return math.ceil(self.config.gradient_share * count)
+
+    def _feature_loss(self, batch: Batch, surprise: Tensor, mean_square: Tensor) -> Tensor | None:
+        """Return the outcome's loss, with its running variance that of all processes, of which ``mean_square`` is the newest."""
+        if self.processes.count == 1:
+            return self.outcome.loss(batch, surprise)
+        variance = self.outcome.surprise_variance
+        everywhere = variance.lerp(mean_square, _AVERAGING)
+        # It will become (1 - share) * variance + share * ours, and has to become (1 - share) * variance + share * mean_square.
+        variance.add_(_AVERAGING / (1 - _AVERAGING) * (mean_square - surprise.square().mean()))
+        loss = self.outcome.loss(batch, surprise)
+        variance.copy_(everywhere)  # the same in all processes, bit by bit
+        return loss
 
     def _slope_loss(self, guess: Guess, gradient: Tensor, direction: Tensor, sigma: Tensor) -> Tensor:
         if self.config.amortization == "head":
@@ -154,32 +180,35 @@ class GradientEstimator(nn.Module):
     def noise_actions(self, action: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return noised copies (N, A) of actions, and the sigmas (N, 1) of their noise."""
         low, high = math.log(self.config.sigma_min), math.log(self.config.sigma_max)
-        uniform = torch.rand(len(action), 1, generator=generator, device=action.device)
+        drawn = {"generator": generator, "device": action.device}
+        uniform = self.processes.draw(partial(torch.rand, **drawn), len(action), 1)
         sigma = torch.exp(low + (high - low) * uniform)
-        noise = torch.randn(action.shape, generator=generator, device=action.device)
+        noise = self.processes.draw(partial(torch.randn, **drawn), *action.shape)
         return action + sigma * noise, sigma
 
-    @staticmethod
-    def _diagnose(action: Tensor, surprise: Tensor, told: Tensor, untold: Tensor, sigma: Tensor) -> dict[str, Tensor]:
-        shift, error = (told - untold) / sigma, (action - untold) / sigma
-        spread = shift.square().mean()
-        return {
-            # of the uncertainty about the action, the share that the outcome removes
-            "denoiser/explained": spread / error.square().mean(),
-            # the mean of the shift over outcomes has to be zero (tower property); in units of its own size
-            "denoiser/tower_error": shift.mean(0).norm() / (spread * shift.shape[1]).sqrt(),
-            "gradient/variance_plain": (surprise[:, None] * error).square().sum(-1).mean(),
-            "gradient/variance_told": (surprise[:, None] * shift).square().sum(-1).mean(),
-        }
+
+def _diagnose(action: Tensor, surprise: Tensor, told: Tensor, untold: Tensor, sigma: Tensor) -> dict[str, Tensor]:
+    shift, error = (told - untold) / sigma, (action - untold) / sigma
+    spread = shift.square().mean()
+    return {
+        # of the uncertainty about the action, the share that the outcome removes
+        "denoiser/explained": spread / error.square().mean(),
+        # the mean of the shift over outcomes has to be zero (tower property); in units of its own size
+        "denoiser/tower_error": shift.mean(0).norm() / (spread * shift.shape[1]).sqrt(),
+        "gradient/variance_plain": (surprise[:, None] * error).square().sum(-1).mean(),
+        "gradient/variance_told": (surprise[:, None] * shift).square().sum(-1).mean(),
+    }
 
 
-@torch.no_grad()
-def _compare(guess: Guess, gradient: Tensor, direction: Tensor) -> dict[str, Tensor]:
-    """Agreement of one-sample estimates with the slope that is learned, along random directions."""
-    slope, estimate = guess.slope.mean(0), (gradient * direction).sum(-1)
+def _compare(slope: Tensor, estimate: Tensor) -> dict[str, Tensor]:
+    """Agreement of one-sample estimates (N,) with the slope (N,) that is learned, along random directions."""
     return {
         # far below 1 even for a perfect slope, as single estimates are noisy
         "gradient/cosine": torch.nn.functional.cosine_similarity(slope, estimate, dim=0),
         # 1 for a slope that is as steep as the estimates say
         "gradient/steepness": (slope * estimate).mean() / (slope.square().mean() + 1e-12),
     }
+
+
+def _zero_or_one(like: Tensor, generator: torch.Generator, *shape: int) -> Tensor:
+    return torch.randint_like(like.new_empty(shape), 2, generator=generator)

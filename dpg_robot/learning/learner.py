@@ -13,9 +13,11 @@ from dpg_robot.contract import Contract
 from dpg_robot.errors import CheckpointError, ConfigError
 from dpg_robot.learning.baseline import Baseline
 from dpg_robot.learning.denoiser import ActionDenoiser
+from dpg_robot.learning.distributed import ONE_PROCESS, Processes
 from dpg_robot.learning.estimator import GradientEstimator
 from dpg_robot.learning.outcome import StateShape
 from dpg_robot.learning.policy import Policy
+from dpg_robot.learning.precision import computing_in
 from dpg_robot.learning.replay import Batch, ReplayBuffer
 from dpg_robot.learning.settings import LearnerConfig as LearnerConfig
 
@@ -82,6 +84,7 @@ class Learner(nn.Module):
         }
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self._remembers_action = contract.history > 0 and config.gradient not in ("plain", "critic")
+        self.processes = ONE_PROCESS
 
     @property
     def denoiser(self) -> ActionDenoiser:
@@ -96,6 +99,33 @@ class Learner(nn.Module):
     def measurable(self, observation: Tensor) -> Tensor:
         """Return the part (N, O) of observations (N, O + P) that the policy sees."""
         return observation[:, : self.contract.observation_size]
+
+    def share_updates(self, processes: Processes) -> None:
+        """Share each update from now on with other processes, which call the same methods with the same arguments.
+
+        A batch is that of all processes; each works on its rows of it. Everything else each process does by itself, and in the
+        same way.
+
+        Args:
+            processes: this process and the others.
+
+        Raises:
+            ConfigError: batches that cannot be shared equally.
+            PeerError: the learners of the processes are not the same, bit by bit.
+        """
+        processes.require_equal_shares(self.config.batch_size, "batches")
+        self.estimator.share_updates(processes)
+        self.processes = processes
+        self.require_same()
+
+    def require_same(self) -> None:
+        """Raise PeerError unless the learners of all processes are the same, bit by bit."""
+        tensors = {"networks." + name: value for name, value in self.state_dict().items()}
+        tensors["generator"] = self.generator.get_state()
+        for name, optimizer in self.optimizers.items():
+            for index, values in optimizer.state_dict()["state"].items():
+                tensors |= {f"{name}.{index}.{key}": torch.as_tensor(value) for key, value in values.items()}
+        self.processes.require_same(tensors, "the learner")
 
     def set_learning_rate_factor(self, factor: float) -> None:
         """Set the step sizes of all optimizers to ``factor`` times those of the settings."""
@@ -125,10 +155,9 @@ class Learner(nn.Module):
             batch: N transitions.
             generator: source of the policy's noise, instead of the learner's own.
         """
-        return self._bootstrap(batch, batch.next_observation, generator)
+        return self._bootstrap(batch, batch.next_observation, self._normal(*batch.action.shape, generator=generator))
 
-    def _bootstrap(self, batch: Batch, next_observation: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        next_action_noise = self._normal(*batch.action.shape, generator=generator)
+    def _bootstrap(self, batch: Batch, next_observation: Tensor, next_action_noise: Tensor) -> Tensor:
         action, log_probability = self.policy(self.measurable(next_observation), next_action_noise)
         values: Tensor = self.target_baseline(next_observation, action, torch.zeros_like(action[:, :1]))
         next_value: Tensor = values.amin(0) - self.log_temperature.exp() * log_probability
@@ -148,12 +177,14 @@ class Learner(nn.Module):
 
     def _target_and_slope(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Return the targets (N,) and their derivatives (N, A) in the actions that the next observations remember, if any."""
+        next_action_noise = self.processes.draw(self._normal, *batch.action.shape)
         if not self._remembers_action:
-            return self.target(batch), None
+            with torch.no_grad():
+                return self._bootstrap(batch, batch.next_observation, next_action_noise), None
         remembered = batch.steps <= self.contract.history
         place = self.shape.remembered_action(torch.where(remembered, batch.steps, 1))
         action = batch.next_observation.gather(1, place).requires_grad_(True)
-        target = self._bootstrap(batch, batch.next_observation.scatter(1, place, action))
+        target = self._bootstrap(batch, batch.next_observation.scatter(1, place, action), next_action_noise)
         (slope,) = torch.autograd.grad(target.sum(), action)
         return target.detach(), slope * remembered[:, None]
 
@@ -161,25 +192,26 @@ class Learner(nn.Module):
         """Update the networks once on a batch of transitions.
 
         Args:
-            batch: transitions.
+            batch: transitions, those of all processes.
             improve_policy: whether the policy follows (at its interval), or only denoiser and baseline are trained.
 
         Returns:
             Scalars to log, detached and not yet moved to the CPU.
         """
-        metrics = self._update_estimators(batch)
-        if improve_policy and int(self.updates) % self.config.policy_update_interval == 0:
-            metrics |= self._update_policy(batch)
+        batch = self.processes.share_of_batch(batch)
+        with computing_in(self.config.precision, self.device):
+            metrics = self._update_estimators(batch)
+            if improve_policy and int(self.updates) % self.config.policy_update_interval == 0:
+                metrics |= self._update_policy(batch)
         self.updates += 1
-        return metrics
+        return self.processes.mean_scalars(metrics)
 
     def update_denoiser(self, batch: Batch) -> dict[str, Tensor]:
         """Update the denoiser alone, which needs no rewards unless its outcomes hold them; arguments as for :meth:`update`."""
-        noised_action, sigma = self.estimator.noise_actions(batch.action, self.generator)
-        told, untold = self.estimator.denoise(batch, noised_action, sigma, torch.zeros_like(batch.reward))
-        loss = self.estimator.denoising_loss(told, untold, batch.action, sigma)
-        self._step_estimators(loss)
-        return {"denoiser/loss": loss.detach()}
+        batch = self.processes.share_of_batch(batch)
+        with computing_in(self.config.precision, self.device):
+            metrics = self._update_denoiser(batch)
+        return self.processes.mean_scalars(metrics)
 
     def adopt_denoiser(self, other: Learner) -> None:
         """Take over the denoiser of another learner, with its normalizers: what it knows of motion holds for every reward.
@@ -201,6 +233,13 @@ class Learner(nn.Module):
             raise CheckpointError(f"learner.gradient={self.config.gradient} has no denoiser that could be pretrained")
         self.denoiser.load_state_dict(other.denoiser.state_dict())
 
+    def _update_denoiser(self, batch: Batch) -> dict[str, Tensor]:
+        noised_action, sigma = self.estimator.noise_actions(batch.action, self.generator)
+        told, untold = self.estimator.denoise(batch, noised_action, sigma, torch.zeros_like(batch.reward))
+        loss = self.estimator.denoising_loss(told, untold, batch.action, sigma)
+        self._step_estimators(loss)
+        return {"denoiser/loss": loss.detach()}
+
     def _update_estimators(self, batch: Batch) -> dict[str, Tensor]:
         target, direct = self._target_and_slope(batch)
         loss, metrics = self.estimator.loss(batch, target, direct, self.generator)
@@ -211,12 +250,13 @@ class Learner(nn.Module):
     def _step_estimators(self, loss: Tensor) -> None:
         self.optimizers["estimators"].zero_grad(set_to_none=True)
         torch.autograd.backward([loss])
+        self.processes.average_gradients(self.estimator.parameters())
         nn.utils.clip_grad_norm_(self.denoiser.parameters(), self.config.max_gradient_norm)
         nn.utils.clip_grad_norm_(self.baseline.parameters(), self.config.max_gradient_norm)
         self.optimizers["estimators"].step()
 
     def _update_policy(self, batch: Batch) -> dict[str, Tensor]:
-        noise = self._normal(*batch.action.shape)
+        noise = self.processes.draw(self._normal, *batch.action.shape)
         action, log_probability = self.policy(self.measurable(batch.observation), noise)
         ascent, metrics = self._ascent(batch, action.detach())
         temperature = self.log_temperature.exp()
@@ -225,6 +265,7 @@ class Learner(nn.Module):
         entropy_gap = -log_probability.detach().mean() - self.config.target_entropy_per_action * self.contract.num_actions
         self.optimizers["policy"].zero_grad(set_to_none=True)
         (policy_loss + self.log_temperature * entropy_gap).backward()
+        self.processes.average_gradients([*self.policy.parameters(), self.log_temperature])
         nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_gradient_norm)
         self.optimizers["policy"].step()
         return {

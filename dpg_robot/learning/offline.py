@@ -108,11 +108,10 @@ class OfflineLearner(Learner):
         return self.behaviour.weight * max(0.0, 1.0 - share)
 
     def _update_estimators(self, batch: Batch) -> dict[str, Tensor]:
-        return super()._update_estimators(batch) if self.has_rewards else self.update_denoiser(batch)
+        return super()._update_estimators(batch) if self.has_rewards else self._update_denoiser(batch)
 
-    def _bootstrap(self, batch: Batch, next_observation: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        noise = self._normal(*batch.action.shape, generator=generator)
-        action, _ = self.policy(self.measurable(next_observation), noise)
+    def _bootstrap(self, batch: Batch, next_observation: Tensor, next_action_noise: Tensor) -> Tensor:
+        action, _ = self.policy(self.measurable(next_observation), next_action_noise)
         next_value = self.target_baseline(next_observation, action, torch.zeros_like(action[:, :1])).amin(0)
         # y = r + discount^steps * (1 - terminal) * min over the ensemble of Q(s', alpha(s', eps))
         target: Tensor = self.config.reward_scale * batch.reward + self.future_weight(batch) * next_value
@@ -126,7 +125,7 @@ class OfflineLearner(Learner):
         return slope + self.pull_weight * pull, {
             "policy/slope": slope.abs().mean(),
             "policy/pull": self.pull_weight * pull.abs().mean(),
-            "policy/distance_to_data": (action - batch.action).square().mean().sqrt(),
+            "policy/distance_to_data": self.processes.mean((action - batch.action).square().mean()).sqrt(),
         }
 
     def _normalized_slope(self, observation: Tensor, action: Tensor) -> Tensor:
@@ -136,7 +135,8 @@ class OfflineLearner(Learner):
         slope = self.estimator.action_gradient(observation, action)
         with torch.no_grad():
             values = self.baseline(observation, action, torch.zeros_like(action[:, :1]))
-        normalized: Tensor = slope / values.mean(0).abs().mean().clamp(min=_SMALLEST_VALUE)
+        size = self.processes.mean(values.mean(0).abs().mean())
+        normalized: Tensor = slope / size.clamp(min=_SMALLEST_VALUE)
         return normalized
 
     @torch.no_grad()

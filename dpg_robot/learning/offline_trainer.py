@@ -87,13 +87,16 @@ class OfflineTrainer:
         if self._updates == 0:
             # once and for all, so that the meaning of the networks' inputs never moves
             self.learner.observe_newest(self._data, len(self._data))
-        writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self._updates)
+        first = self.learner.processes.first
+        writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self._updates) if first else None
         try:
             with tqdm(total=self.config.updates, initial=self._updates, unit="update", disable=not show_progress) as progress:
                 while self._updates < self.config.updates:
                     self._learn(writer, progress)
         finally:
-            writer.close()
+            if writer is not None:
+                writer.close()
+        self.learner.processes.wait_for_all()  # for the first one's last checkpoint
         newest = newest_checkpoint(self.folder)
         assert newest is not None, "there is a checkpoint after the last update"
         return newest
@@ -104,8 +107,9 @@ class OfflineTrainer:
         Raises:
             CheckpointError: a checkpoint that cannot be read, or of other settings or another data set.
         """
-        for unfinished in (self.folder / "checkpoints").glob(".*.tmp"):  # of a run that was killed while it saved
-            shutil.rmtree(unfinished)
+        if self.learner.processes.first:
+            for unfinished in (self.folder / "checkpoints").glob(".*.tmp"):  # of a run that was killed while it saved
+                shutil.rmtree(unfinished)
         newest = newest_checkpoint(self.folder)
         if newest is None:
             return False
@@ -116,25 +120,28 @@ class OfflineTrainer:
         self._generator.set_state(tensors["random"]["sampling"])
         self._updates = state["updates"]
         self.evaluations = state["evaluations"]
-        self._write_results(newest.name)
+        if self.learner.processes.first:
+            self._write_results(newest.name)
         return True
 
-    def _learn(self, writer: SummaryWriter, progress: Any) -> None:
+    def _learn(self, writer: SummaryWriter | None, progress: Any) -> None:
         share = self._updates / self.config.updates
         self.learner.set_learning_rate_factor(1 - (1 - self.config.final_learning_rate_factor) * share)
         metrics = self.learner.update(self.learner.draw(self._data, self.learner.config.batch_size, self._generator))
         self._updates += 1
         progress.update()
-        if self._updates % self.config.log_every == 0:
+        if writer is not None and self._updates % self.config.log_every == 0:
             for name, value in metrics.items():
                 writer.add_scalar(name, float(value), self._updates)
         if self._updates % self.config.checkpoint_every == 0 or self._updates == self.config.updates:
             if self._returns is not None:
                 evaluation = self._returns()
                 self.evaluations.append({"updates": self._updates} | evaluation.to_dict())
-                writer.add_scalar("evaluation/return", evaluation.mean, self._updates)
+                if writer is not None:
+                    writer.add_scalar("evaluation/return", evaluation.mean, self._updates)
                 progress.set_postfix_str(f"return {evaluation.mean:.0f} +- {evaluation.standard_error:.0f}")
-            self._save()
+            if self.learner.processes.first:
+                self._save()
 
     def _save(self) -> None:
         name = f"{self._updates:09d}"

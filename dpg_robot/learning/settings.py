@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dpg_robot.config import setting
+from dpg_robot.learning.precision import Precision
 
 GradientKind = Literal["reward_and_next_state", "next_state", "target", "features", "plain", "critic"]
 Amortization = Literal["slope", "head"]
@@ -48,6 +49,9 @@ class LearnerConfig:
     initial_temperature: float = setting(0.05, "weight of the policy's entropy at the start", unit="scaled return per nat")
     target_entropy_per_action: float = setting(-1.0, "entropy per action that the temperature steers to", unit="nat")
     max_gradient_norm: float = setting(10.0, "gradients of each network are clipped to this norm")
+    precision: Precision = setting(
+        "float32", "what updates compute in: float32, or bfloat16 for the wide products of the networks, for GPUs"
+    )
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma_min <= self.sigma_max:

@@ -368,10 +368,11 @@ def restore_learner(learner: Learner, tensors: dict[str, dict[str, Tensor]], sta
             f"denoiser and baseline of the checkpoint see {privileged} privileged numbers, those of this run "
             f"{learner.privileged_size}; resume with the settings of the run, or start a new one"
         )
+    made_with = config_to_dict(config_from_dict(LearnerConfig, state["learner"], "the checkpoint"))  # with new settings' defaults
     for name, value in config_to_dict(learner.config).items():
-        if state["learner"].get(name) != value:
+        if made_with[name] != value and name != "precision":  # the state is the same in each precision
             raise CheckpointError(
-                f"the checkpoint was made with learner.{name}={state['learner'].get(name)!r}, this run has {value!r}; "
+                f"the checkpoint was made with learner.{name}={made_with[name]!r}, this run has {value!r}; "
                 "resume with the settings of the run, or start a new one"
             )
     load_into(learner, tensors["networks"], "the checkpoint")

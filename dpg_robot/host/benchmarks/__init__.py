@@ -1,0 +1,1 @@
+"""Measurements of the host: how fast it fine-tunes."""
