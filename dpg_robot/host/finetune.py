@@ -110,6 +110,7 @@ def finetune(
             batch = robot.select(index)
             if from_robot < learner.config.batch_size:
                 batch = batch.concatenate(learner.draw(simulation, learner.config.batch_size - from_robot, generator))
+            batch = batch.shuffled(generator)
             learner.set_learning_rate_factor(config.learning_rate_factor * (1 - update / config.updates))
             metrics = learner.update(batch, improve_policy=update >= config.improve_policy_after)
             recent = [*recent[-99:], metrics]

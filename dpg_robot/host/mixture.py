@@ -71,4 +71,4 @@ class Mixture:
         batch = parts[0]
         for part in parts[1:]:
             batch = batch.concatenate(part)
-        return batch
+        return batch.shuffled(generator)

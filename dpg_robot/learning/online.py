@@ -54,7 +54,7 @@ class MixedReplay(ReplayBuffer):
         """Return ``count`` transitions drawn with replacement, as in :class:`ReplayBuffer`."""
         offline = round(self._share * count)
         new = super().sample(count - offline, generator, n_steps, discount)
-        return new.concatenate(self._offline.sample(offline, generator, n_steps, discount))
+        return new.concatenate(self._offline.sample(offline, generator, n_steps, discount)).shuffled(generator)
 
 
 class OnlineTrainer(Trainer):

@@ -38,6 +38,10 @@ class Batch:
         """Return this batch followed by another one."""
         return Batch(*(torch.cat([getattr(self, name), getattr(other, name)]) for name in _FIELDS))
 
+    def shuffled(self, generator: torch.Generator) -> Batch:
+        """Return these transitions in another order, drawn from a generator on the CPU; learners use parts of a batch."""
+        return self.select(torch.randperm(len(self), generator=generator).to(self.reward.device))
+
     def select(self, index: Tensor | slice) -> Batch:
         """Return the transitions at ``index``, a tensor of positions, a mask (N,) or a slice."""
         return Batch(*(getattr(self, name)[index] for name in _FIELDS))

@@ -36,6 +36,13 @@ def test_batches_hold_the_shares_and_new_ones_are_the_newest(contract: Contract)
     assert set(torch.cat(many).int().tolist()) == {-1, *range(100)}
 
 
+def test_any_part_of_a_batch_holds_all_sources(contract: Contract) -> None:
+    """Learners take parts of a batch for the gradient."""
+    learner = Learner(contract, LearnerConfig(hidden_sizes=(8,), batch_size=96, n_steps=1))
+    first_third = mixture(contract, 50, 100, MixtureConfig(newest=20)).draw(learner, torch.Generator().manual_seed(0)).reward[:32]
+    assert min((first_third == -1).sum(), (first_third >= 80).sum(), ((first_third >= 0) & (first_third < 80)).sum()) > 3
+
+
 @pytest.mark.parametrize(
     ("simulation", "robot", "counts"), [(50, 0, (64, 0, 0)), (0, 10, (0, 64, 0)), (0, 30, (0, 32, 32)), (50, 10, (32, 32, 0))]
 )
