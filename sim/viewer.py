@@ -67,7 +67,7 @@ class Viewer:
         points = math.ceil(_PLOT_WINDOW_S / self._environment.control_timestep)
         self._history: deque[NDArray[np.float64]] = deque(maxlen=max(2, points))
         self._reward_range = (0.0, 0.05)
-        self._server = _serve(host, port, title)
+        self._server = serve_page(host, port, title)
         self.url = f"http://{host}:{self._server.get_port()}"
         self._scene = BrowserScene(self._server, self._environment)
         self._add_panel()
@@ -239,7 +239,7 @@ def push(environment: BatchEnvironment, index: int, random: np.random.Generator)
     environment.physics.qvel[index] += change[0]
 
 
-def _serve(host: str, port: int, title: str) -> viser.ViserServer:
+def serve_page(host: str, port: int, title: str) -> viser.ViserServer:
     """Start the server at exactly this port; viser by itself would take the next free one."""
     try:
         with socket.socket() as probe:
