@@ -43,7 +43,7 @@ def test_all_robots_learners_and_seeds_are_run_and_filters_choose_among_them() -
     assert {(run.variant, run.seed) for run in chosen} == {("critic", 0), ("critic", 2)}
     assert chosen[0].steps == 30_000
     assert len({run.place for run in select_runs(protocol, [])}) == 24
-    with pytest.raises(UnknownNameError, match="Did you mean .critic."):
+    with pytest.raises(UnknownNameError, match=r"Did you mean .critic.\?"):
         select_runs(protocol, ["variant=critics"])
 
 
