@@ -56,9 +56,7 @@ class OfflineConfig:
             raise ValueError(f"rate_hz must be positive, got {self.rate_hz}")
 
 
-def train_offline(
-    config: OfflineConfig, folder: Path, resume: bool, show_progress: bool, processes: Processes
-) -> dict[str, Any]:
+def train_offline(config: OfflineConfig, folder: Path, resume: bool, show_progress: bool, processes: Processes) -> dict[str, Any]:
     """Train on the data set, and measure the policy where there is a simulation of its world."""
     dataset, learner = prepare(config, processes.device)
     require_run_folder(config, folder, resume)
