@@ -16,14 +16,22 @@ class GateConfig:
 
     max_return_loss: float = setting(0.02, "share of the return in simulation that a candidate may lose, beyond noise")
     standard_errors: float = setting(2.0, "standard errors of the paired difference that count as noise")
-    max_error_growth: float = setting(0.02, "share by which the errors on held-out transitions may grow")
+    max_error_growth: float = setting(0.1, "share by which the denoising errors on held-out transitions may grow")
+    max_td_error_growth: float = setting(0.5, "share by which the TD error there may grow; it moves with every policy")
     max_action_distance: float = setting(
         0.5, "largest root mean square change of the actions at states that robots were in", unit="share of half the range"
     )
     max_jitter_growth: float = setting(1.0, "share by which the change of the action from step to step may grow there")
 
     def __post_init__(self) -> None:
-        for name in ("max_return_loss", "standard_errors", "max_error_growth", "max_action_distance", "max_jitter_growth"):
+        for name in (
+            "max_return_loss",
+            "standard_errors",
+            "max_error_growth",
+            "max_td_error_growth",
+            "max_action_distance",
+            "max_jitter_growth",
+        ):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
 
@@ -92,15 +100,14 @@ def decide(
 
 
 def _error_conditions(current: Judgement, candidate: Judgement, config: GateConfig) -> list[_Condition]:
-    allowed = 1 + config.max_error_growth
-    return [
-        (
-            bool(getattr(candidate, name) <= allowed * getattr(current, name)),
-            f"{label} on {current.transitions} held-out robot transitions: {getattr(current, name):.4g} before, "
-            f"{getattr(candidate, name):.4g} after (allowed {allowed * getattr(current, name):.4g})",
-        )
-        for name, label in _ERRORS.items()
-    ]
+    conditions = []
+    for name, label in _ERRORS.items():
+        growth = config.max_td_error_growth if name == "td_error" else config.max_error_growth
+        before, after = getattr(current, name), getattr(candidate, name)
+        allowed = (1 + growth) * before
+        sentence = f"{label} on {current.transitions} held-out robot transitions: {before:.4g} before, {after:.4g} after"
+        conditions.append((bool(after <= allowed), f"{sentence} (allowed {allowed:.4g})"))
+    return conditions
 
 
 def _return_condition(current: Evaluation, candidate: Evaluation, config: GateConfig) -> _Condition:

@@ -8,6 +8,7 @@ but for rounding. A single process is the case n = 1, in which nothing is exchan
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import math
 import os
@@ -205,8 +206,10 @@ def process_group_from_environment(device: str = "cpu", timeout_s: float = 600.0
         torch_distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(seconds=timeout_s))
     try:
         yield processes
+        processes.wait_for_all()  # nobody takes the group down while another one still uses it
     finally:
         torch_distributed.destroy_process_group()
+        gc.collect()  # what is left of the group would be taken down with the interpreter, which can end in an abort
 
 
 @contextmanager

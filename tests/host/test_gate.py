@@ -64,9 +64,10 @@ SAME = PolicyComparison(
 
 
 def test_a_growth_of_the_errors_within_the_allowance_passes() -> None:
-    slightly_worse = dataclasses.replace(BETTER, td_error=CURRENT.td_error * 1.01)
-    assert decide(CURRENT, slightly_worse, RETURNS, RETURNS, GateConfig(max_error_growth=0.02)).passed
-    assert not decide(CURRENT, slightly_worse, RETURNS, RETURNS, GateConfig(max_error_growth=0.0)).passed
+    for name, setting in (("td_error", "max_td_error_growth"), ("denoising_error", "max_error_growth")):
+        slightly_worse = dataclasses.replace(BETTER, **{name: getattr(CURRENT, name) * 1.01})
+        assert decide(CURRENT, slightly_worse, RETURNS, RETURNS, GateConfig(**{setting: 0.02})).passed
+        assert not decide(CURRENT, slightly_worse, RETURNS, RETURNS, GateConfig(**{setting: 0.0})).passed
 
 
 def test_policies_that_are_alike_at_the_robots_states_pass() -> None:

@@ -25,7 +25,9 @@ from sim.tasks import make_task
 
 REWARD = make_task("cartpole-swingup").measured_reward
 SMALL = LearnerConfig(hidden_sizes=(16, 16), batch_size=32)
-OPEN = GateConfig(max_error_growth=10.0, max_action_distance=2.0, max_jitter_growth=100.0)  # only the returns decide
+OPEN = GateConfig(
+    max_error_growth=10.0, max_td_error_growth=10.0, max_action_distance=2.0, max_jitter_growth=100.0
+)  # only the returns decide
 CONFIG = ServiceConfig(
     updates_per_round=30,
     first_updates_after=40,
