@@ -197,6 +197,24 @@ class BatchEnvironment:
         self._last_obs = self._disturbances.restart(everyone, true_obs, self._random)
         return true_obs
 
+    def set_dynamics(self, values: NDArray[np.float64]) -> None:
+        """Let the present episodes go on with given dynamics instead of drawn ones; later episodes draw theirs as ever.
+
+        Args:
+            values: (N, P) factors, offsets or values, one column for each of ``dynamics_names``.
+
+        Raises:
+            ValueError: wrong shape, or values that are not finite.
+        """
+        expected = (self.num_envs, len(self.dynamics_names))
+        if np.shape(values) != expected or not np.isfinite(values).all():
+            raise ValueError(f"dynamics must be finite and of shape {expected} for {self.dynamics_names}, got {np.shape(values)}")
+        if not self._started:
+            self.reset()
+        everyone = np.arange(self.num_envs)
+        self._randomizer.assign(everyone, np.asarray(values, dtype=np.float64))
+        self.task.model_changed(everyone)
+
     def step(self, actions: NDArray[Any]) -> StepResult:
         """Apply actions (N, act_dim) in [-1, 1] for one control step; values outside are clipped.
 

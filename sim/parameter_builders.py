@@ -37,9 +37,9 @@ _BIAS_ELEMENTS = {
 
 
 def build_parameters(
-    model: mujoco.MjModel, variations: dict[str, Variation], links: dict[str, Variation], mass_rule: MassRule
+    model: mujoco.MjModel, variations: Sequence[tuple[str, Variation]], links: dict[str, Variation], mass_rule: MassRule
 ) -> list[ModelParameter]:
-    """Return what the completed ``variations`` (by setting) and ``links`` (by body name or pattern) vary of a model, in order.
+    """Return what the completed ``variations`` (of settings) and ``links`` (by body name or pattern) vary of a model, in order.
 
     Settings that apply to nothing in this model are left out, unless they name objects.
 
@@ -48,10 +48,15 @@ def build_parameters(
     """
     parameters: list[ModelParameter] = _build_links(model, links, mass_rule)
     lightest = _lightest_masses(model, parameters)
-    for setting, variation in variations.items():
+    taken: set[tuple[str, str, int]] = set()
+    for setting, variation in variations:
         labels, slots = _BUILDERS[setting](model, setting, variation)
         if not labels:
             continue
+        elements = {(setting, slot.field, element) for slot in slots for element in slot.elements.tolist()}
+        if taken & elements:
+            raise ConfigError(f"{setting}: two of its variations name the same object; {', '.join(labels)} would vary twice")
+        taken |= elements
         nominal = {slot.field: nominal_values(model, slot.field) for slot in slots}
         _check_values(setting, variation, labels, slots, nominal | {"body_mass": lightest})
         if setting == "mass":

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import mujoco
 import numpy as np
@@ -26,7 +26,7 @@ from sim.physics import Physics
 from sim.presets import resolve_preset
 from sim.variation import Drawer, Operation, Range, Variation, complete
 
-Varied = Variation | Range | None
+Varied = Variation | Range | tuple[Variation, ...] | None
 _Sign = Literal["positive", "not negative", "any"]
 
 _NEEDS_NO_CONSTANTS = {  # fields that MuJoCo derives nothing from
@@ -73,7 +73,7 @@ class Randomization:
     """What varies from episode to episode; None leaves a quantity alone.
 
     A range [low, high] is short for a :class:`Variation` with the defaults of its setting: factors are drawn log-uniformly,
-    offsets and values uniformly.
+    offsets and values uniformly. Several variations of one setting name the objects that each of them varies.
     """
 
     mass: Varied = setting(None, "mass of bodies, their inertia by the same factor; scale, one value for each body", unit="kg")
@@ -98,10 +98,16 @@ class Randomization:
         self.variations()
         self.link_variations()
 
-    def variations(self) -> dict[str, Variation]:
-        """Return the completed variation of each setting that varies, besides the links."""
-        given = {name: getattr(self, name) for name in _RULES}
-        return {name: _complete(name, value, _RULES[name]) for name, value in given.items() if value is not None}
+    def variations(self) -> list[tuple[str, Variation]]:
+        """Return the completed variations of the settings that vary, besides the links; the same setting may come repeatedly."""
+        found = []
+        for name, rule in _RULES.items():
+            value = getattr(self, name)
+            several = value if _are_variations(value) else () if value is None else (value,)
+            if len(several) > 1 and not all(each.names for each in several):
+                raise ValueError(f"{name}: each of several variations needs the names of its objects")
+            found += [(name, _complete(name, each, rule)) for each in several]
+        return found
 
     def link_variations(self) -> dict[str, Variation]:
         """Return the completed variation of the length of each link, by name or pattern."""
@@ -110,6 +116,10 @@ class Randomization:
             if variation.names:
                 raise ValueError(f"link_length.{name} must have no names of its own; {name!r} says which bodies are meant")
         return links
+
+
+def _are_variations(value: Varied) -> TypeGuard[tuple[Variation, ...]]:
+    return isinstance(value, tuple) and all(isinstance(each, Variation) for each in value)
 
 
 def _complete(name: str, value: Variation | Range, rule: _Rule) -> Variation:
@@ -175,13 +185,18 @@ class DynamicsRandomizer:
         """Begin an episode in the environments ``ids``: give them new parameters."""
         if not self._parameters:
             return
+        self.assign(ids, np.concatenate([drawer.draw(ids, random) for drawer in self._drawers], axis=1))
+
+    def assign(self, ids: NDArray[np.int64], values: NDArray[np.float64]) -> None:
+        """Give the environments ``ids`` (n,) the ``values`` (n, P), columns as :attr:`names`, instead of drawn ones."""
+        if not self._parameters:
+            return
         fields = {field: np.tile(nominal, (len(ids), 1)) for field, nominal in self._nominal.items()}
         end = 0
-        for parameter, drawer in zip(self._parameters, self._drawers, strict=True):
-            drawn = parameter.quantize(drawer.draw(ids, random))
-            start, end = end, end + drawn.shape[1]
-            self.values[ids, start:end] = drawn
-            parameter.apply(fields, drawn)
+        for parameter in self._parameters:
+            start, end = end, end + len(parameter.names)
+            self.values[ids, start:end] = parameter.quantize(values[:, start:end])
+            parameter.apply(fields, self.values[ids, start:end])
         rows = ids[:, None]
         for field, elements in self._elements.items():
             # only what is varied: tasks write targets into other elements of the same fields
@@ -218,11 +233,11 @@ def prepare_spec(spec: mujoco.MjSpec, randomization: Randomization) -> None:
     Raises:
         ConfigError: names that the model does not have.
     """
-    variations = randomization.variations()
-    if "control_delay_s" in variations:
-        _lengthen_buffers(spec, variations["control_delay_s"])
-    if "center_of_mass" in variations:
-        _forbid_simple_inertia(spec, "center_of_mass", variations["center_of_mass"].names)
+    for name, variation in randomization.variations():
+        if name == "control_delay_s":
+            _lengthen_buffers(spec, variation)
+        elif name == "center_of_mass":
+            _forbid_simple_inertia(spec, name, variation.names)
     if randomization.link_length:
         _forbid_simple_inertia(spec, "link_length", list(randomization.link_length))
 

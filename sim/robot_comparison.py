@@ -7,6 +7,7 @@ that the robot carried out. What the simulation then does differently is what a 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,8 +21,8 @@ from sim.factory import make
 from sim.tasks import make_task
 from sim.tasks.task import Task
 
-_MAX_WINDOWS = 256
-_MAX_DELAY_PERIODS = 3
+MAX_WINDOWS = 256
+MAX_DELAY_PERIODS = 3
 
 
 class ComparisonError(DpgError, ValueError):
@@ -35,12 +36,14 @@ class Windows:
     Attributes:
         measurement: (W, T + 1, M) SI units.
         action: (W, T, A) as carried out.
-        previous: (W, 3, A) actions before the first, the last of them just before it.
+        previous: (W, B, A) actions before the first, the last of them just before it.
+        before: (W, M) measurements when the first of the previous actions was taken, SI units.
     """
 
     measurement: NDArray[np.float64]
     action: NDArray[np.float64]
     previous: NDArray[np.float64]
+    before: NDArray[np.float64]
 
     def __len__(self) -> int:
         return len(self.action)
@@ -117,7 +120,7 @@ def compare_with_simulation(
     channels = [name for name in contract.measurement_names if name in task.measured_state]
     columns = [contract.measurement_names.index(name) for name in channels]
     repeat = contract.action_repeat
-    tries = np.arange(_MAX_DELAY_PERIODS * repeat + 1)
+    tries = np.arange(MAX_DELAY_PERIODS * repeat + 1)
     simulated = np.stack([replay(contract, windows, channels, int(late), num_threads) for late in tries])
     robot = windows.measurement[..., columns]
     drift = _rms(robot[:, 1:] - robot[:, :1])
@@ -146,8 +149,14 @@ def compare_with_simulation(
     )
 
 
-def cut_windows(transitions: TransitionArrays, steps: int) -> Windows:
-    """Cut a run into pieces of ``steps`` valid transitions that follow each other and as many before them as may act late.
+def cut_windows(transitions: TransitionArrays, steps: int, previous: int = MAX_DELAY_PERIODS, most: int = MAX_WINDOWS) -> Windows:
+    """Cut a run into pieces of valid transitions that follow each other, with some before them that may act late.
+
+    Args:
+        transitions: what the robot did.
+        steps: transitions T of each piece.
+        previous: transitions B before them.
+        most: number of pieces; where there are more, evenly spread ones are taken.
 
     Raises:
         ComparisonError: there is no such piece.
@@ -157,12 +166,13 @@ def cut_windows(transitions: TransitionArrays, steps: int) -> Windows:
     follows[1:] = (
         transitions.valid[1:]
         & transitions.valid[:-1]
+        & (transitions.run[1:] == transitions.run[:-1])
         & (transitions.episode[1:] == transitions.episode[:-1])
         & (transitions.step[1:] == transitions.step[:-1] + 1)
     )
-    start = _MAX_DELAY_PERIODS
+    start = previous
     while start + steps <= len(transitions):
-        broken = np.flatnonzero(~follows[start - _MAX_DELAY_PERIODS + 1 : start + steps])
+        broken = np.flatnonzero(~follows[start - previous + 1 : start + steps])
         if len(broken):
             start += int(broken[-1]) + 1
         else:
@@ -170,13 +180,13 @@ def cut_windows(transitions: TransitionArrays, steps: int) -> Windows:
             start += steps
     if not starts:
         raise ComparisonError(
-            f"no {steps + _MAX_DELAY_PERIODS} valid steps of the log follow each other; take shorter pieces or another run"
+            f"no {steps + previous} valid steps of the log follow each other; take shorter pieces or another run"
         )
-    chosen = np.array(starts)[np.unique(np.linspace(0, len(starts) - 1, _MAX_WINDOWS).round().astype(int))]
+    chosen = np.array(starts)[np.unique(np.linspace(0, len(starts) - 1, most).round().astype(int))]
     rows = chosen[:, None] + np.arange(steps)
     measurement = np.concatenate([transitions.measurement[rows], transitions.next_measurement[rows[:, -1:]]], axis=1)
-    before = chosen[:, None] + np.arange(-_MAX_DELAY_PERIODS, 0)
-    return Windows(measurement, transitions.action[rows], transitions.action[before])
+    before = chosen[:, None] + np.arange(-previous, 0)
+    return Windows(measurement, transitions.action[rows], transitions.action[before], transitions.measurement[chosen - previous])
 
 
 def replay(contract: Contract, windows: Windows, channels: list[str], late: int, num_threads: int) -> NDArray[np.float64]:
@@ -193,27 +203,32 @@ def replay(contract: Contract, windows: Windows, channels: list[str], late: int,
         if not isinstance(env, BatchEnvironment):
             raise ComparisonError(f"task {contract.task} does not step natively, so its state cannot be set from measurements")
         task, repeat = env.task, contract.action_repeat
-        ours = task.contract(env.physics.model, repeat, contract.history)
-        if (ours.measurement_names, ours.command_names) != (contract.measurement_names, contract.command_names):
-            raise ContractError(
-                f"the simulation of {task.name} has the measurements {', '.join(ours.measurement_names)} and the commands "
-                f"{', '.join(ours.command_names)}; the log has {', '.join(contract.measurement_names)} and "
-                f"{', '.join(contract.command_names)}"
-            )
-        qpos, qvel = _state_of(task, contract, windows.measurement[:, 0], env.qpos.shape[1], env.qvel.shape[1])
+        require_same_channels(env, contract)
+        qpos, qvel = measured_state(task, contract, windows.measurement[:, 0], env.qpos.shape[1], env.qvel.shape[1])
         env.set_state(qpos, qvel)
         steps = windows.action.shape[1]
         result = np.empty((len(windows), steps + 1, len(channels)))
-        result[:, 0] = _measure(task, channels, env.qpos, env.qvel)
+        result[:, 0] = measure_channels(task, channels, env.qpos, env.qvel)
         actions = np.clip(np.concatenate([windows.previous, windows.action], axis=1), -1.0, 1.0)
         for step in range(steps * repeat):
             env.step(actions[:, windows.previous.shape[1] + (step - late) // repeat])
             if (step + 1) % repeat == 0:
-                result[:, (step + 1) // repeat] = _measure(task, channels, env.qpos, env.qvel)
+                result[:, (step + 1) // repeat] = measure_channels(task, channels, env.qpos, env.qvel)
         return result
 
 
-def _state_of(
+def require_same_channels(env: BatchEnvironment, contract: Contract) -> None:
+    """Raise ContractError unless measurements and commands of a log's contract are those of the simulation."""
+    ours = env.task.contract(env.physics.model, contract.action_repeat, contract.history)
+    if (ours.measurement_names, ours.command_names) != (contract.measurement_names, contract.command_names):
+        raise ContractError(
+            f"the simulation of {env.task.name} has the measurements {', '.join(ours.measurement_names)} and the commands "
+            f"{', '.join(ours.command_names)}; the log has {', '.join(contract.measurement_names)} and "
+            f"{', '.join(contract.command_names)}"
+        )
+
+
+def measured_state(
     task: Task, contract: Contract, measurement: NDArray[np.float64], num_positions: int, num_velocities: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return positions (W, nq) and velocities (W, nv) that belong to measurements (W, M); 0 where nothing is measured."""
@@ -225,7 +240,10 @@ def _state_of(
     return state["qpos"], state["qvel"]
 
 
-def _measure(task: Task, channels: list[str], qpos: NDArray[np.float64], qvel: NDArray[np.float64]) -> NDArray[np.float64]:
+def measure_channels(
+    task: Task, channels: Sequence[str], qpos: NDArray[np.float64], qvel: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return (N, C) what the named measurement channels tell of states (N, nq) and (N, nv)."""
     state = {"qpos": qpos, "qvel": qvel}
     return np.stack([state[part][:, index] for part, index in (task.measured_state[name] for name in channels)], axis=1)
 

@@ -77,6 +77,16 @@ def test_pieces_have_no_gap_and_no_value_that_was_not_measured():
         cut_windows(transitions, 40)
 
 
+def test_pieces_do_not_go_from_one_run_to_the_next():
+    transitions, _ = drive(steps=40)
+    transitions.run[20:] = 1  # of another run whose steps happen to go on
+    windows = cut_windows(transitions, 8)
+    starts = [int(np.flatnonzero((transitions.measurement == first).all(axis=1))[0]) for first in windows.measurement[:, 0]]
+    assert starts == [3, 11, 23, 31]
+    np.testing.assert_array_equal(windows.before[0], transitions.measurement[0])
+    np.testing.assert_array_equal(windows.previous[2], transitions.action[20:23])
+
+
 def test_tasks_whose_state_is_not_measured_and_other_channels_are_refused():
     transitions, contract = drive(steps=20)
     with pytest.raises(ComparisonError, match="measured_state"):
