@@ -216,6 +216,11 @@ class Contract:
         except (KeyError, TypeError, ValueError) as error:
             raise ContractError(f"not a contract of version {CONTRACT_VERSION}: {error}") from error
 
+    def robot_differences(self, other: Contract) -> list[str]:
+        """Return the fields of robot and task in which ``other`` differs; how a policy sees the measurements does not count."""
+        same = ("task", "measurements", "commands", "rate_hz", "action_repeat")
+        return [name for name in same if getattr(self, name) != getattr(other, name)]
+
     def require_equal(self, other: Contract, *, ours: str, theirs: str) -> None:
         """Raise ContractError naming every field in which ``other`` differs.
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-import sim
 from dpg_robot.config import add_config_arguments, config_from_arguments, dump_config, setting
 from dpg_robot.contract import Contract
 from dpg_robot.data.log_following import LogFollower
@@ -24,15 +23,18 @@ from dpg_robot.host.gate import GateConfig, Verdict, decide
 from dpg_robot.host.intake import take_in
 from dpg_robot.host.judgement import judge
 from dpg_robot.host.model_store import ModelStore
-from dpg_robot.host.service import FinetuneService, ServiceConfig
+from dpg_robot.host.service import ServiceConfig
+from dpg_robot.host.service_processes import SharedService
 from dpg_robot.learning.checkpoint import save_checkpoint
+from dpg_robot.learning.distributed import Processes, process_group_from_environment
 from dpg_robot.learning.export import export_policy
 from dpg_robot.learning.learner import Learner
-from dpg_robot.learning.policy import Policy
-from dpg_robot.learning.replay import ReplayBuffer
-from dpg_robot.learning.trainer import Evaluation, evaluate, learner_state, load_learner
+from dpg_robot.learning.replay import Batch, ReplayBuffer
+from dpg_robot.learning.trainer import Evaluation, learner_state, load_learner
 from dpg_robot.policy_file import read_policy_file
 from dpg_robot.release import SigningKey
+from sim.fitted_simulation import FittedSimulation
+from sim.robot_fitting import FittingConfig, RobotFitting
 from sim.tasks import make_task
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -45,65 +47,74 @@ class HostConfig:
     task: str = setting("", "task that gives rewards and evaluation; a reference for one's own, empty for the checkpoint's name")
     evaluation_episodes: int = setting(20, "simulated episodes in which candidate and current policy are compared")
     evaluation_seed: int = setting(3_000_003, "seed of these episodes")
-    randomization: str = setting("default", "randomized dynamics of these episodes: a preset's name or a YAML file")
+    randomization: str = setting(
+        "default", "randomized dynamics of these episodes, before the robots were fitted: a preset's name or a YAML file"
+    )
     disturbance: str = setting("default", "noise and pushes in these episodes: a preset's name or a YAML file")
     torch_threads: int = setting(2, "threads that compute the networks")
     device: str = setting("cpu", "where the networks are computed: cpu, cuda, cuda:1, ...")
     service: ServiceConfig = setting(ServiceConfig, "fine-tuning as a service")
     finetune: FinetuneConfig = setting(FinetuneConfig, "fine-tuning with --once")
     gate: GateConfig = setting(GateConfig, "what a candidate must show")
+    fitting: FittingConfig = setting(FittingConfig, "fitting the gate's simulation to the robots, by the service")
 
 
-def evaluate_in_simulation(policy: Policy, contract: Contract, config: HostConfig, seed: int) -> Evaluation:
-    """Return the policy's returns in the simulated episodes of a seed."""
-    environment = sim.make(
-        config.task or contract.task,
-        num_envs=config.evaluation_episodes,
-        seed=seed,
-        action_repeat=contract.action_repeat,
-        randomization=config.randomization,
-        disturbance=config.disturbance,
+def simulation_of(config: HostConfig, contract: Contract, seed: int) -> FittedSimulation:
+    """Return the simulated episodes of a seed, in which policies are compared."""
+    return FittedSimulation(
+        contract, config.task or contract.task, config.evaluation_episodes, seed, config.randomization, config.disturbance
     )
-    return evaluate(policy, contract, environment)
 
 
-def load(config: HostConfig, checkpoint: Path) -> tuple[Learner, ReplayBuffer, dict[str, Any]]:
+def load(config: HostConfig, checkpoint: Path, processes: Processes) -> tuple[Learner, ReplayBuffer, dict[str, Any]]:
     """Return the learner of a checkpoint, its transitions of simulation, and the settings of its training."""
     torch.set_num_threads(config.torch_threads)
-    learner, tensors, state = load_learner(checkpoint, config.device)
+    learner, tensors, state = load_learner(checkpoint, processes.device)
     if learner.privileged_size:
         raise CheckpointError(
             f"denoiser and baseline of {checkpoint} see {learner.privileged_size} drawn dynamics, which no robot log holds; "
             "pretrain with privileged=false to fine-tune"
         )
     contract, kept = learner.contract, len(tensors["replay"]["reward"])
-    simulation = ReplayBuffer(kept, contract.observation_size, contract.num_actions, config.device)
+    simulation = ReplayBuffer(kept, contract.observation_size, contract.num_actions, processes.device)
     simulation.load_state_dict(tensors["replay"] | {"added": torch.tensor(kept)})
+    learner.share_updates(processes)
     return learner, simulation, state
 
 
 def finetune_once(
-    config: HostConfig, log: Path, checkpoint: Path, store: ModelStore, folder: Path, progress: bool
-) -> dict[str, Any]:
-    """Take in, fine-tune, judge, and hand the candidate to the store; returns everything that was measured."""
+    config: HostConfig, log: Path, checkpoint: Path, store: ModelStore, folder: Path, progress: bool, processes: Processes
+) -> dict[str, Any] | None:
+    """Take in, fine-tune, judge, and hand the candidate to the store; returns everything that was measured.
+
+    Of several processes the first one does all of that; the others only learn, and return None.
+    """
     if (folder / "checkpoint").exists():
         raise CheckpointError(f"{folder} holds the result of an earlier fine-tuning; choose another --run folder")
-    learner, simulation, state = load(config, checkpoint)
-    contract = learner.contract
+    processes.wait_for_all()  # all have looked before the first one writes
+    learner, simulation, state = load(config, checkpoint, processes)
+    contract, seed = learner.contract, config.evaluation_seed
+
+    def returns(seed: int) -> Evaluation:
+        return simulation_of(config, contract, seed).returns(learner.policy)
+
+    def learn(training: Batch | None) -> dict[str, float]:
+        shared = processes.batch_from_first(training).to(learner.device)
+        events = folder / "tensorboard" if processes.first else None
+        # the gate's episodes are others than those in which the policy is chosen
+        return finetune(learner, shared, simulation, config.finetune, lambda: returns(seed + 1), events, progress)
+
+    if not processes.first:
+        learn(None)
+        return None
     logged = take_in(log, contract, make_task(config.task or contract.task).measured_reward)
-    training, held_out = logged.split(config.finetune.held_out_every)
+    training, held_out = (part.to(learner.device) for part in logged.split(config.finetune.held_out_every))
 
     folder.mkdir(parents=True, exist_ok=True)
     dump_config(config, folder / "config.yaml")
 
-    def returns(seed: int) -> Evaluation:
-        return evaluate_in_simulation(learner.policy, contract, config, seed)
-
-    seed = config.evaluation_seed  # the gate's episodes are others than those in which the policy was chosen
     before, return_before = judge(learner, held_out), returns(seed)
-    metrics = finetune(
-        learner, training, simulation, config.finetune, lambda: returns(seed + 1), folder / "tensorboard", progress
-    )
+    metrics = learn(training)
     after, return_after = judge(learner, held_out), returns(seed)
     verdict = decide(before, after, return_before, return_after, config.gate)
 
@@ -130,23 +141,38 @@ def finetune_once(
     return facts | {"verdict": verdict.to_dict(), "version": str(version), "policy": str(store.current)}
 
 
-def serve(config: HostConfig, log: Path, checkpoint: Path, store: ModelStore, folder: Path, stop: threading.Event) -> None:
+def serve(
+    config: HostConfig,
+    log: Path,
+    checkpoint: Path,
+    store: ModelStore,
+    folder: Path,
+    stop: threading.Event,
+    processes: Processes,
+) -> None:
     """Fine-tune on what comes until ``stop``; goes on where the folder's last checkpoint was."""
-    learner, simulation, _ = load(config, checkpoint)
+    learner, simulation, _ = load(config, checkpoint, processes)
     contract = learner.contract
-    folder.mkdir(parents=True, exist_ok=True)
-    dump_config(config, folder / "config.yaml")
-    service = FinetuneService(
+    if processes.first:
+        folder.mkdir(parents=True, exist_ok=True)
+        dump_config(config, folder / "config.yaml")
+    judged_in = simulation_of(config, contract, config.evaluation_seed)
+    service = SharedService(
         learner,
         simulation,
         make_task(config.task or contract.task).measured_reward,
-        lambda policy: evaluate_in_simulation(policy, contract, config, config.evaluation_seed),
+        judged_in.returns,
         config.service,
         config.gate,
         store,
         folder,
     )
-    follower = LogFollower(log)
+    if not processes.first:
+        service.follow()  # until the first one has heard of ``stop``
+        return
+    follower, fitting = LogFollower(log), RobotFitting(log, config.task or contract.task, config.fitting, folder / "fitted")
+    for robot, dynamics in fitting.earlier().items():
+        judged_in.use(robot, dynamics)
     resumed = service.resume()
     if resumed is not None:
         follower.load_state_dict(resumed)
@@ -160,6 +186,11 @@ def serve(config: HostConfig, log: Path, checkpoint: Path, store: ModelStore, fo
         found = follower.poll()
         for run, fault in follower.faults.items():
             service.report.complain(run, fault)
+        for robot, dynamics in fitting.poll(service.robots).items():
+            judged_in.use(robot, dynamics)
+            service.simulation_changed()
+        for robot, fault in fitting.faults.items():
+            service.report.complain(f"fit of {robot}", fault)
         updates = service.round(found)
         if service.counts.candidates > proposed:
             print(describe(store), flush=True)
@@ -167,6 +198,7 @@ def serve(config: HostConfig, log: Path, checkpoint: Path, store: ModelStore, fo
             service.save(follower.state_dict())
         if not updates and not found:
             stop.wait(config.service.poll_interval_s)
+    fitting.close()
     service.close(follower.state_dict())
 
 
@@ -263,9 +295,13 @@ def _finetune(arguments: argparse.Namespace) -> None:
         stop = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
-        serve(*places, stop)
+        with process_group_from_environment(config.device) as processes:
+            serve(*places, stop, processes)
         return
-    result = finetune_once(*places, not arguments.quiet)
+    with process_group_from_environment(config.device) as processes:
+        result = finetune_once(*places, processes.first and not arguments.quiet, processes)
+    if result is None:
+        return
     if arguments.json:
         write_atomically(arguments.json, json.dumps(result, indent=1).encode())
     counts = result["transitions"]

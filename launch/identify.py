@@ -58,8 +58,7 @@ def common_contract(log: Path) -> Contract:
     contracts = [read_contract(run) for run in runs]
     first = contracts[0]
     for run, contract in zip(runs, contracts, strict=True):
-        same = ("task", "measurements", "commands", "rate_hz", "action_repeat")
-        differ = [name for name in same if getattr(contract, name) != getattr(first, name)]
+        differ = first.robot_differences(contract)
         if differ:
             raise LogError(f"runs {runs[0].name} and {run.name} differ in {', '.join(differ)}; give logs of one robot and task")
     return first

@@ -30,7 +30,7 @@ from sim.randomization import Randomization, resolve_randomization
 from sim.robot_comparison import ComparisonError, Windows, cut_windows
 from sim.tasks.task import Task
 
-_BATCH = 1024  # environments that are stepped at once
+_LARGEST_BATCH = 1024  # environments that are stepped at once
 _FEWEST_WINDOWS = 16
 _HELD_OUT = 4  # every so many pieces one is kept for judging
 _BLOCK = 4  # neighbouring pieces that may have the same error
@@ -99,7 +99,8 @@ def identify(
     _require_finite(transitions, contract)
     name = task if isinstance(task, str) else task.name
     randomization = resolve_randomization(prior, name)
-    environment = make(task, num_envs=_BATCH, seed=seed, num_threads=settings.num_threads, randomization=randomization)
+    batch = min(_LARGEST_BATCH, settings.windows * settings.particles)
+    environment = make(task, num_envs=batch, seed=seed, num_threads=settings.num_threads, randomization=randomization)
     if not isinstance(environment, BatchEnvironment) or not environment.task.measured_state:
         raise IdentificationError(f"task {name} does not say where its state is among the measurements (measured_state)")
     is_preset = isinstance(prior, str) and not prior.endswith((".yaml", ".yml"))

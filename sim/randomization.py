@@ -276,16 +276,21 @@ _PRESETS = {
     "default": Randomization(mass=(0.7, 1.5), damping=(0.5, 2.0), actuator_gain=(0.75, 1.25)),
     "easy": Randomization(mass=(0.9, 1.1), friction=(0.8, 1.25), damping=(0.8, 1.25), actuator_gain=(0.9, 1.1)),
     "medium": Randomization(mass=(0.8, 1.25), friction=(0.6, 1.6), damping=(0.5, 2.0), actuator_gain=(0.8, 1.25)),
+    "wide": Randomization(
+        mass=(0.4, 2.5), damping=(0.3, 10.0), joint_friction=(0.0, 0.1), actuator_gain=(0.4, 2.5), control_delay_s=(0.0, 0.05)
+    ),
     "hard": Randomization(mass=(0.7, 1.5), friction=(0.4, 2.5), damping=(0.3, 4.0), actuator_gain=(0.65, 1.5)),
 }
 
 
 def randomization_preset(name: str, task_name: str) -> Randomization:
-    """Return the preset ``name`` for a task: none, default, easy, medium or hard.
+    """Return the preset ``name`` for a task: none, default, easy, medium, hard or wide.
 
     Easy, medium and hard vary masses, friction, damping and gains in all domains, by ranges around those of MuJoCo Playground's
     quadrupeds; besides, cartpole, walker, quadruped and humanoid get the quantity and the ranges of the Real World RL suite's
     combined challenges (Dulac-Arnold et al., 2020, arXiv 2003.11881).
+
+    Wide is what a robot may be of which nothing is known yet: a prior for identification, not for training.
 
     Raises:
         UnknownNameError: unknown name, with a 'did you mean'.

@@ -102,8 +102,41 @@ def load_transitions(path: LogPath, *, on_damage: OnDamage = "raise") -> Transit
     """
     parts = [arrays for folder in find_runs(path) for arrays in _read_run_transitions(folder, on_damage) if len(arrays)]
     if not parts:
-        raise LogError(f"the robot log {path} holds no transitions; they are recorded while the robot is running an episode")
+        raise _no_transitions(path)
     return TransitionArrays.concatenate(parts)
+
+
+def load_newest_transitions(path: LogPath, count: int, *, on_damage: OnDamage = "raise") -> tuple[TransitionArrays, Contract]:
+    """Return the newest transitions of a robot, and the contract that they were made with.
+
+    Args:
+        path: a run folder, or a log folder of one robot.
+        count: how many are wanted; fewer come where there are no more, or where an earlier run was another robot's.
+        on_damage: as for :func:`read_transitions`.
+
+    Raises:
+        LogError: as :func:`load_transitions` does.
+    """
+    found: list[TransitionArrays] = []
+    contract: Contract | None = None
+    for folder in reversed(find_runs(path)):
+        parts = [arrays for arrays in _read_run_transitions(folder, on_damage) if len(arrays)]
+        if not parts:
+            continue
+        theirs = read_contract(folder)
+        if contract is not None and contract.robot_differences(theirs):
+            break
+        contract = contract or theirs
+        found.insert(0, TransitionArrays.concatenate(parts))
+        if sum(map(len, found)) >= count:
+            break
+    if contract is None:
+        raise _no_transitions(path)
+    return TransitionArrays.concatenate(found).last(count), contract
+
+
+def _no_transitions(path: LogPath) -> LogError:
+    return LogError(f"the robot log {path} holds no transitions; they are recorded while the robot is running an episode")
 
 
 @dataclass(frozen=True)

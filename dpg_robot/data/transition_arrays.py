@@ -68,6 +68,12 @@ class TransitionArrays:
                 policy_id=f"{int(self.policy[index]):016x}",
             )
 
+    def last(self, count: int) -> TransitionArrays:
+        """Return the last ``count`` transitions, or all where there are fewer."""
+        start = max(0, len(self) - count)
+        columns = {field.name: getattr(self, field.name)[start:] for field in dataclasses.fields(self) if field.name != "run_ids"}
+        return TransitionArrays(run_ids=self.run_ids, **columns)
+
     @classmethod
     def concatenate(cls, parts: Sequence[TransitionArrays]) -> TransitionArrays:
         """Return all transitions of one or more parts, in order; raises ContractError when their sizes differ."""

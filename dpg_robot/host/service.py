@@ -134,7 +134,7 @@ class FinetuneService:
         self._current_return: Evaluation | None = None
         self._saved_s = time.monotonic()
         (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        self.report = ServiceReport(self.folder)
+        self.report = ServiceReport(self.folder if learner.processes.first else None)  # of several processes one writes
 
     @property
     def current_policy(self) -> Policy:
@@ -196,6 +196,10 @@ class FinetuneService:
             means = {name: float(torch.stack(values).mean()) for name, values in sums.items()}
             self.report.metrics(self.counts.updates, means)
         return count
+
+    def simulation_changed(self) -> None:
+        """Forget what the current policy returns in simulation: from now on its episodes are others."""
+        self._current_return = None
 
     @property
     def candidate_due(self) -> bool:

@@ -15,6 +15,7 @@ from dpg_robot.learning.learner import LearnerConfig
 from dpg_robot.learning.trainer import TrainerConfig
 from sim.benchmarks.filters import parse_filters
 from sim.randomization import Randomization
+from sim.robot_fitting import FittingConfig
 from sim.tasks import make_task
 
 
@@ -56,7 +57,10 @@ class FinetuneProtocol:
     minutes: int = setting(10, "time of each robot", unit="min")
     exploration: float = setting(0.2, "standard deviation of the noise on the robots' actions", unit="action (-1 to 1)")
     evaluation_episodes: int = setting(20, "episodes, on the robot and in the gate's simulation")
-    gate_randomization: str = setting("default", "randomized dynamics in the gate's simulation: a preset's name or a YAML file")
+    gate_randomization: str = setting(
+        "default", "randomized dynamics in the gate's simulation, before the robot was fitted: a preset's name or a YAML file"
+    )
+    fitting: FittingConfig = setting(lambda: FittingConfig(every=9_000), "fitting the gate's simulation to the robot")
     service: ServiceConfig = setting(ServiceConfig, "fine-tuning")
     gate: GateConfig = setting(GateConfig, "the gate")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +25,11 @@ from sim.benchmarks import run_store
 from sim.benchmarks.finetune_protocol import FinetuneProtocol, FinetuneRun
 from sim.benchmarks.processes import Finished, Progress, run_in_processes
 from sim.benchmarks.provenance import describe_code, describe_versions, now
+from sim.benchmarks.virtual_log import VirtualLog
+from sim.disturbance import DISTURBANCE_PRESETS, Disturbance
+from sim.fitted_simulation import FittedDynamics, FittedSimulation
+from sim.identification import identify
+from sim.presets import resolve_preset
 from sim.randomization import Randomization
 from sim.tasks import make_task
 
@@ -36,6 +43,8 @@ class FinetuneResult:
     Attributes:
         simulation: returns of the pretrained policy in the nominal simulation.
         curve: ``minutes`` of robot time and ``returns`` on the robot of the policy that it then runs, one entry per minute.
+        fits: for each fit of the gate's simulation ``minutes``, ``seconds`` that it took, and for each parameter its name and the
+            5, 50 and 95 % quantiles.
         candidates: for each candidate ``minutes``, ``passed``, ``reasons``, its ``gate_return`` in the gate's simulation, and
             ``returns`` on the robot, which the gate did not know.
         poisoned: verdict on a candidate whose weights were spoilt, proposed at the end: ``passed`` and ``reasons``.
@@ -47,6 +56,7 @@ class FinetuneResult:
 
     simulation: list[float]
     curve: list[dict[str, Any]]
+    fits: list[dict[str, Any]]
     candidates: list[dict[str, Any]]
     poisoned: dict[str, Any]
     updates: int
@@ -98,13 +108,15 @@ def execute(run: FinetuneRun, results: Path, progress: Progress) -> FinetuneResu
             ModelStore(Path(folder) / "store"),
             Path(folder) / "service",
         )
-        curve, candidates = _live(run, service, judges, progress)
+        life = _Life(run, service, judges)
+        life.live(progress)
         poisoned = _propose_poison(run, service)
         service.report.close()
     return FinetuneResult(
         simulation=_rounded(judges.in_simulation(judges.first)),
-        curve=curve,
-        candidates=candidates,
+        curve=life.curve,
+        fits=life.fits,
+        candidates=life.candidates,
         poisoned=poisoned,
         updates=service.counts.updates,
         versions=describe_versions(),
@@ -158,9 +170,11 @@ class _Judges:
     def __init__(self, run: FinetuneRun, learner: Learner) -> None:
         protocol, count = run.protocol, run.protocol.evaluation_episodes
         self._contract = learner.contract
+        self.gate = FittedSimulation(
+            learner.contract, protocol.task, count, _GATE_SEED, protocol.gate_randomization, protocol.disturbance, num_threads=1
+        )
         self._environments = {
             "robot": _simulation(protocol, run.dynamics, count, _ROBOT_SEED + run.seed),
-            "gate": _simulation(protocol, protocol.gate_randomization, count, _GATE_SEED),
             "nominal": _simulation(protocol, "none", count, _ROBOT_SEED + run.seed),
         }
         self._starts = {name: environment.state_dict() for name, environment in self._environments.items()}
@@ -175,7 +189,7 @@ class _Judges:
         return self._measure("nominal", policy)
 
     def returns_in_gate(self, policy: Policy) -> Evaluation:
-        found = self._measure("gate", policy)
+        found = self.gate.returns(policy)
         self.judged.append((found, self.on_robot(policy)))
         return found
 
@@ -185,44 +199,75 @@ class _Judges:
         return evaluate(policy, self._contract, environment)
 
 
-def _live(
-    run: FinetuneRun, service: FinetuneService, judges: _Judges, progress: Progress
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Let the robot run for its minutes and the service learn; returns the curve and the candidates."""
-    contract = service.learner.contract
-    collector = Collector(_simulation(run.protocol, run.dynamics, 1, run.seed), contract)
-    generator = torch.Generator().manual_seed(run.seed)
-    steps_per_minute = round(60 * contract.rate_hz)
-    curve = [{"minutes": 0, "returns": _rounded(judges.on_robot(service.current_policy))}]
-    candidates: list[dict[str, Any]] = []
-    episode: list[Batch] = []
-    for step in range(1, run.protocol.minutes * steps_per_minute + 1):
+class _Life:
+    """The minutes of a robot, and what the service makes of them."""
+
+    def __init__(self, run: FinetuneRun, service: FinetuneService, judges: _Judges) -> None:
+        self._run, self._service, self._judges = run, service, judges
+        contract = service.learner.contract
+        environment = _simulation(run.protocol, run.dynamics, 1, run.seed)
+        self._collector = Collector(environment, contract)
+        self._log = VirtualLog(environment, contract, run.seed, _sensor_noise(run.protocol.disturbance))
+        self._generator = torch.Generator().manual_seed(run.seed)
+        self._steps_per_minute = round(60 * contract.rate_hz)
+        self._fitted_at: int | None = None
+        self.curve = [{"minutes": 0.0, "returns": _rounded(judges.on_robot(service.current_policy))}]
+        self.fits: list[dict[str, Any]] = []
+        self.candidates: list[dict[str, Any]] = []
+
+    def live(self, progress: Progress) -> None:
+        """Let the robot run, and the service learn from each episode and minute."""
+        episode: list[Batch] = []
+        for step in range(1, self._run.protocol.minutes * self._steps_per_minute + 1):
+            episode.append(self._act())
+            minute_is_over = step % self._steps_per_minute == 0
+            if self._collector.ended[0] or minute_is_over:
+                self._learn_from(episode, step)
+                episode = []
+            if minute_is_over:
+                returns = _rounded(self._judges.on_robot(self._service.current_policy))
+                self.curve.append({"minutes": self._minutes(step), "returns": returns})
+            progress(1)
+
+    def _act(self) -> Batch:
         with torch.no_grad():
-            action = service.current_policy.mean_action(collector.observation)
-        noise = run.protocol.exploration * torch.randn(action.shape, generator=generator)
-        episode.append(collector.step((action + noise).clamp(-1, 1)))
-        minute_is_over = step % steps_per_minute == 0
-        if collector.ended[0] or minute_is_over:
-            service.add(_joined(episode), np.zeros(len(episode), np.int64))
-            episode = []
-            while service.learn():
-                pass
-            if service.candidate_due:
-                verdict = service.propose()
-                in_gate, on_robot = judges.judged[-1]
-                candidates.append(
-                    {
-                        "minutes": round(step / steps_per_minute, 3),
-                        **verdict.to_dict(),
-                        "gate_return": in_gate.mean,
-                        "returns": _rounded(on_robot),
-                    }
-                )
-        if minute_is_over:
-            returns = _rounded(judges.on_robot(service.current_policy))
-            curve.append({"minutes": step // steps_per_minute, "returns": returns})
-        progress(1)
-    return curve, candidates
+            action = self._service.current_policy.mean_action(self._collector.observation)
+        noise = self._run.protocol.exploration * torch.randn(action.shape, generator=self._generator)
+        action = (action + noise).clamp(-1, 1)
+        batch = self._collector.step(action)
+        self._log.add(action.numpy()[0], ended=bool(self._collector.ended[0]))
+        return batch
+
+    def _learn_from(self, episode: list[Batch], step: int) -> None:
+        service = self._service
+        service.add(_joined(episode), np.zeros(len(episode), np.int64))
+        while service.learn():
+            pass
+        if not service.candidate_due:
+            return
+        if self._run.protocol.fitting.due(step, self._fitted_at):
+            self._fit(step)
+        verdict = service.propose()
+        in_gate, on_robot = self._judges.judged[-1]
+        measured = {"gate_return": in_gate.mean, "returns": _rounded(on_robot)}
+        self.candidates.append({"minutes": self._minutes(step), **verdict.to_dict(), **measured})
+
+    def _fit(self, step: int) -> None:
+        """Make the gate's simulation like what the robot's log says."""
+        protocol, contract = self._run.protocol, self._service.learner.contract
+        config, start_s = protocol.fitting, time.perf_counter()
+        settings = dataclasses.replace(config.identification, num_threads=1)
+        log = self._log.transitions().last(config.newest)
+        posterior = identify(log, contract, protocol.task, config.prior, settings, config.seed)
+        self._judges.gate.use("robot", FittedDynamics.of(posterior))
+        self._service.simulation_changed()
+        self._fitted_at = step
+        parameters = {each.name: [round(each.quantiles[place], 4) for place in (0, 2, 4)] for each in posterior.parameters()}
+        seconds = round(time.perf_counter() - start_s, 1)
+        self.fits.append({"minutes": self._minutes(step), "seconds": seconds, "parameters": parameters})
+
+    def _minutes(self, step: int) -> float:
+        return round(step / self._steps_per_minute, 3)
 
 
 def _propose_poison(run: FinetuneRun, service: FinetuneService) -> dict[str, Any]:
@@ -239,6 +284,10 @@ def _joined(steps: list[Batch]) -> Batch:
     for step in steps[1:]:
         batch = batch.concatenate(step)
     return batch
+
+
+def _sensor_noise(disturbance: str) -> float:
+    return resolve_preset("disturbance", disturbance, Disturbance, DISTURBANCE_PRESETS).observation_noise
 
 
 def _rounded(evaluation: Evaluation) -> list[float]:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from dpg_robot.contract import Contract
 from dpg_robot.data.transition_arrays import TransitionArrays
+from sim.benchmarks.virtual_log import virtual_transitions
 from sim.disturbance import DISTURBANCE_PRESETS
 from sim.environment import BatchEnvironment, make_native
 from sim.randomization import Randomization
@@ -113,27 +114,11 @@ def _episode(
 
 def _transitions(measured: list[NDArray[np.float64]], actions: list[NDArray[np.float64]], contract: Contract) -> TransitionArrays:
     lengths = [len(each) for each in actions]
-    count = sum(lengths)
-    action = np.concatenate(actions)
-    low, high = contract.command_low, contract.command_high
-    time_ns = np.arange(count, dtype=np.int64) * contract.period_ns
-    none = np.zeros(count, dtype=np.bool_)
-    return TransitionArrays(
-        run_ids=("virtual",),
-        run=np.zeros(count, dtype=np.int32),
-        sequence=np.arange(count, dtype=np.uint64),
-        episode=np.repeat(np.arange(len(lengths), dtype=np.int32), lengths),
-        step=np.concatenate([np.arange(length, dtype=np.int32) for length in lengths]),
-        measurement=np.concatenate([each[:-1] for each in measured]),
-        action=action,
-        intended_action=action,
-        command=low + 0.5 * (action + 1.0) * (high - low),
-        next_measurement=np.concatenate([each[1:] for each in measured]),
-        terminal=none,
-        timeout=none,
-        time_ns=time_ns,
-        next_time_ns=time_ns + contract.period_ns,
-        wall_ns=time_ns,
-        valid=~none,
-        policy=np.zeros(count, dtype=np.uint64),
+    return virtual_transitions(
+        contract,
+        np.repeat(np.arange(len(lengths)), lengths),
+        np.concatenate([np.arange(length) for length in lengths]),
+        np.concatenate([each[:-1] for each in measured]),
+        np.concatenate(actions),
+        np.concatenate([each[1:] for each in measured]),
     )

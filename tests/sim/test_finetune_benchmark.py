@@ -16,7 +16,9 @@ from dpg_robot.learning.trainer import TrainerConfig
 from sim.benchmarks.finetune_command import build_report, describe_report
 from sim.benchmarks.finetune_protocol import FinetuneProtocol, FinetuneRun, PretrainingConfig, select_runs
 from sim.benchmarks.finetune_runs import FinetuneResult, execute, pretrain
+from sim.identification import IdentificationSettings
 from sim.randomization import Randomization
+from sim.robot_fitting import FittingConfig
 
 SMALL = FinetuneProtocol(
     variants={"small": LearnerConfig(hidden_sizes=(16,), batch_size=16)},
@@ -27,13 +29,14 @@ SMALL = FinetuneProtocol(
     seeds=(0,),
     minutes=1,
     evaluation_episodes=2,
+    fitting=FittingConfig(first_after=1_500, identification=IdentificationSettings(windows=16, particles=16)),
     service=ServiceConfig(candidate_every=1_000, held_out_every=3, updates_per_transition=0.02, improve_policy_after=5),
 )
 
 
 def result(before: float, after: float, simulation: float = 100.0, **candidate: object) -> FinetuneResult:
     curve = [{"minutes": minute, "returns": [value - 1, value + 1]} for minute, value in enumerate([before, before, after])]
-    return FinetuneResult([simulation, simulation], curve, [candidate] if candidate else [], {"passed": False}, 1, {}, {}, "")
+    return FinetuneResult([simulation, simulation], curve, [], [candidate] if candidate else [], {"passed": False}, 1, {}, {}, "")
 
 
 def test_all_robots_learners_and_seeds_are_run_and_filters_choose_among_them() -> None:
@@ -95,6 +98,10 @@ def test_a_run_pretrains_learns_from_its_robot_and_tries_a_spoilt_candidate(tmp_
     assert all(len(point["returns"]) == 2 for point in found.curve)
     assert found.updates == 60
     assert found.candidates
+    (fit,) = found.fits  # once there are enough transitions, when a candidate is due
+    assert fit["minutes"] >= 0.5
+    assert {"mass/cart", "actuator_gain/slide"} <= set(fit["parameters"])
+    assert found.candidates[0]["gate_return"] != found.candidates[-1]["gate_return"]
     assert all(len(candidate["reasons"]) == 8 for candidate in found.candidates)
     assert len(found.poisoned["reasons"]) == 8
     json.dumps(dataclasses.asdict(found))
