@@ -11,10 +11,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from dpg_robot.contract import Contract
+from dpg_robot.data.log_writer import LogWriter
+from dpg_robot.data.transition import EpisodeEnd, LoopState, tick_dtype
+from dpg_robot.data.transition_arrays import TransitionArrays
 
 STALL_S = 0.03  # half of the shortest patience with a sensor in these tests
 WATCHER = Path(__file__).with_name("stall_watch.py")
@@ -99,3 +105,26 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 def pytest_unconfigure(config: pytest.Config) -> None:
     if WATCH in config.stash:
         config.stash[WATCH].close()
+
+
+def _write_run(folder: Path, name: str, transitions: TransitionArrays, contract: Contract) -> None:
+    """Write transitions of one episode as a run of a robot log."""
+    count = len(transitions)
+    records = np.zeros(count + 1, tick_dtype(contract.num_measurements, contract.num_actions))
+    records["sequence"] = records["period"] = records["step"] = np.arange(count + 1)
+    records["state"], records["valid"] = LoopState.RUNNING, True
+    records["episode_end"] = EpisodeEnd.NOT_ENDED
+    records["episode_end"][-1] = EpisodeEnd.TIMEOUT
+    records["time_ns"] = records["wall_ns"] = np.arange(count + 1) * contract.period_ns
+    records["measurement"][:-1], records["measurement"][-1] = transitions.measurement, transitions.next_measurement[-1]
+    for field in ("action", "intended_action", "command"):
+        records[field][:-1] = getattr(transitions, field)
+    writer = LogWriter(folder, name, contract)
+    writer.append(records)
+    writer.close()
+
+
+@pytest.fixture(scope="session")
+def write_run() -> Callable[[Path, str, TransitionArrays, Contract], None]:
+    """A function that writes transitions of one episode as run ``name`` into a log folder."""
+    return _write_run

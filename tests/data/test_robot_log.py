@@ -1,3 +1,4 @@
+import dataclasses
 import shutil
 
 import numpy as np
@@ -7,7 +8,14 @@ from hypothesis import strategies as st
 
 from dpg_robot.data.log_format import encode_ticks
 from dpg_robot.data.log_writer import LogWriter
-from dpg_robot.data.robot_log import check_log, load_transitions, read_records, read_transitions, require_contiguous
+from dpg_robot.data.robot_log import (
+    check_log,
+    load_newest_transitions,
+    load_transitions,
+    read_records,
+    read_transitions,
+    require_contiguous,
+)
 from dpg_robot.errors import LogError
 
 BATCH = 20
@@ -297,3 +305,33 @@ def test_a_log_without_transitions_cannot_be_loaded(sample, tmp_path):
     assert list(read_transitions(tmp_path)) == []
     with pytest.raises(LogError, match="holds no transitions"):
         load_transitions(tmp_path)
+
+
+def test_the_newest_transitions_come_from_as_many_runs_as_are_needed(sample, tmp_path):
+    for name in ("run-1", "run-2", "run-3"):
+        write_run(sample, tmp_path, name, sequences=range(100))
+    each = len(load_transitions(tmp_path / "run-1"))
+    newest, contract = load_newest_transitions(tmp_path, each + 1)
+    assert contract == sample.CONTRACT
+    assert newest.run_ids == ("run-2", "run-3")
+    assert len(newest) == each + 1
+    assert np.array_equal(newest.sequence[1:], load_transitions(tmp_path / "run-3").sequence)
+    assert newest.sequence[0] == load_transitions(tmp_path / "run-2").sequence[-1]
+    everything, _ = load_newest_transitions(tmp_path, 10_000)
+    assert len(everything) == 3 * each
+
+
+def test_transitions_before_the_robot_became_another_one_do_not_count_as_its_newest(sample, tmp_path):
+    write_run(sample, tmp_path, "run-1", sequences=range(100))
+    faster = dataclasses.replace(sample.CONTRACT, rate_hz=2 * sample.CONTRACT.rate_hz)
+    writer = LogWriter(tmp_path, "run-2", faster)
+    writer.append(sample.make_records(0, 100))
+    writer.close()
+    newest, contract = load_newest_transitions(tmp_path, 10_000)
+    assert (newest.run_ids, contract) == (("run-2",), faster)
+
+
+def test_there_are_no_newest_transitions_in_a_log_without_any(sample, tmp_path):
+    LogWriter(tmp_path, "run", sample.CONTRACT).close()
+    with pytest.raises(LogError, match=r"holds no (transitions|robot log)"):
+        load_newest_transitions(tmp_path, 10)

@@ -4,12 +4,9 @@ import importlib.util
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from dpg_robot.config import load_config
-from dpg_robot.data.log_writer import LogWriter
-from dpg_robot.data.transition import EpisodeEnd, LoopState, tick_dtype
 from sim.benchmarks.identification_robots import record
 from sim.randomization import Randomization
 
@@ -26,30 +23,13 @@ def program():
 
 
 @pytest.fixture(scope="module")
-def log(tmp_path_factory):
+def log(tmp_path_factory, write_run):
     """A log of two runs of a cart-pole with a weak motor."""
     folder = tmp_path_factory.mktemp("robot") / "log"
     for number in range(2):
         recording = record({"actuator_gain/slide": 0.7}, seconds=8, seed=number)
-        write_run(folder, f"run{number}", recording)
+        write_run(folder, f"run{number}", recording.transitions, recording.contract)
     return folder
-
-
-def write_run(folder, name, recording):
-    transitions, contract = recording.transitions, recording.contract
-    count = len(transitions)
-    records = np.zeros(count + 1, tick_dtype(contract.num_measurements, contract.num_actions))
-    records["sequence"] = records["period"] = records["step"] = np.arange(count + 1)
-    records["state"], records["valid"] = LoopState.RUNNING, True
-    records["episode_end"] = EpisodeEnd.NOT_ENDED
-    records["episode_end"][-1] = EpisodeEnd.TIMEOUT
-    records["time_ns"] = records["wall_ns"] = np.arange(count + 1) * contract.period_ns
-    records["measurement"][:-1], records["measurement"][-1] = transitions.measurement, transitions.next_measurement[-1]
-    for field in ("action", "intended_action", "command"):
-        records[field][:-1] = getattr(transitions, field)
-    writer = LogWriter(folder, name, contract)
-    writer.append(records)
-    writer.close()
 
 
 def test_ranges_report_and_picture_are_written(program, log, tmp_path, capsys):
