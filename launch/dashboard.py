@@ -14,9 +14,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from dpg_robot.errors import ConfigError, DpgError
-from dpg_robot.host.dashboard_key import OperatorKey
-from dpg_robot.host.dashboard_server import Board, DashboardServer, Operator
-from dpg_robot.host.dashboard_status import Collector, Places, to_json
+from dpg_robot.host.dashboard.key import OperatorKey
+from dpg_robot.host.dashboard.server import Board, DashboardServer, Operator
+from dpg_robot.host.dashboard.status import Collector, Places, to_json
 from dpg_robot.release import SigningKey, TrustedKey
 from dpg_robot.shipping.piece import require_robot_name
 
@@ -167,7 +167,7 @@ def _operator(args: argparse.Namespace, signing: SigningKey | None) -> Operator 
         return None
     if args.store is None:
         raise ConfigError("--operator-key needs --store, in which to roll back")
-    from dpg_robot.host.dashboard_rollback import make_roll_back  # loads torch, which nothing else here needs
+    from dpg_robot.host.dashboard.rollback import make_roll_back  # loads torch, which nothing else here needs
 
     return Operator(OperatorKey.load(args.operator_key), make_roll_back(args.store, signing, args.robots))
 

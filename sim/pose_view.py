@@ -12,7 +12,7 @@ import numpy as np
 from viser import GuiTextHandle
 
 from dpg_robot.errors import ConfigError
-from dpg_robot.host.dashboard_robots import Pose
+from dpg_robot.host.dashboard.robots import Pose
 from sim.browser_scene import BrowserScene
 from sim.environment import BatchEnvironment
 from sim.factory import make

@@ -22,11 +22,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dpg_robot.errors import ConfigError, PolicyFileError
-from dpg_robot.host.dashboard_http import Limits, RateLimit
-from dpg_robot.host.dashboard_key import OperatorKey
-from dpg_robot.host.dashboard_rollback import make_roll_back
-from dpg_robot.host.dashboard_server import Board, DashboardServer, Operator
-from dpg_robot.host.dashboard_status import Collector, Places
+from dpg_robot.host.dashboard.http import Limits, RateLimit
+from dpg_robot.host.dashboard.key import OperatorKey
+from dpg_robot.host.dashboard.rollback import make_roll_back
+from dpg_robot.host.dashboard.server import Board, DashboardServer, Operator
+from dpg_robot.host.dashboard.status import Collector, Places
 from dpg_robot.release import SigningKey, read_release
 
 DEADLINE_S = 20.0

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from dpg_robot.data.transition import LoopState
-from dpg_robot.host.dashboard_learning import Curve
-from dpg_robot.host.dashboard_log_tail import LOOK_BYTES, RunTail
-from dpg_robot.host.dashboard_metrics import to_prometheus
-from dpg_robot.host.dashboard_status import Collector, HostStatus, Places, to_json
+from dpg_robot.host.dashboard.learning import Curve
+from dpg_robot.host.dashboard.log_tail import LOOK_BYTES, RunTail
+from dpg_robot.host.dashboard.metrics import to_prometheus
+from dpg_robot.host.dashboard.status import Collector, HostStatus, Places, to_json
 from dpg_robot.release import SigningKey
 
 

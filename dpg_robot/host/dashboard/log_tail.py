@@ -23,7 +23,7 @@ from dpg_robot.contract import Contract
 from dpg_robot.data.log_format import RUN_METADATA, SEGMENT_PATTERN, decode_ticks, metadata_checksum
 from dpg_robot.data.log_segment import SegmentInfo
 from dpg_robot.data.transition import tick_dtype
-from dpg_robot.host.dashboard_files import open_for_reading
+from dpg_robot.host.dashboard.files import open_for_reading
 from dpg_robot.shipping.mcap_walk import PREFIX, record_length
 
 LOOK_BYTES = 1024**2  # most bytes whose records are decoded in a look

@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dpg_robot.host.dashboard_files import text
-from dpg_robot.host.dashboard_learning import METRICS_FILE, LearningStatus, MetricsFollower, read_learning
-from dpg_robot.host.dashboard_models import ModelStatus, ModelWatch
-from dpg_robot.host.dashboard_robots import (
+from dpg_robot.host.dashboard.files import text
+from dpg_robot.host.dashboard.learning import METRICS_FILE, LearningStatus, MetricsFollower, read_learning
+from dpg_robot.host.dashboard.models import ModelStatus, ModelWatch
+from dpg_robot.host.dashboard.robots import (
     Pose,
     ReceiverStatus,
     RobotStatus,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpg_robot.host.dashboard_files import parse_object, read_bounded, read_json, text, wall_s, whole
+from dpg_robot.host.dashboard.files import parse_object, read_bounded, read_json, text, wall_s, whole
 from dpg_robot.policy_file import read_policy_file
 from dpg_robot.release import ReleaseError, TrustedKey, verify_release
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from dpg_robot.host.dashboard_robots import RobotStatus
-from dpg_robot.host.dashboard_status import HostStatus
+from dpg_robot.host.dashboard.robots import RobotStatus
+from dpg_robot.host.dashboard.status import HostStatus
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

@@ -17,8 +17,8 @@ from dpg_robot.contract import Contract
 from dpg_robot.data.log_format import SEGMENT_PATTERN
 from dpg_robot.data.transition import LoopState
 from dpg_robot.deploy.safety import SafetyFlag
-from dpg_robot.host.dashboard_files import number, read_json, text, whole
-from dpg_robot.host.dashboard_log_tail import RunTail
+from dpg_robot.host.dashboard.files import number, read_json, text, whole
+from dpg_robot.host.dashboard.log_tail import RunTail
 from dpg_robot.shipping.ledger import SHIPPING_FOLDER
 from dpg_robot.shipping.status_file import STATUS_NAME
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpg_robot.host.dashboard_files import number, open_for_reading, parse_object, read_json, text, wall_s, whole
+from dpg_robot.host.dashboard.files import number, open_for_reading, parse_object, read_json, text, wall_s, whole
 
 STATUS_FILE = "status.json"
 METRICS_FILE = "metrics.jsonl"

@@ -20,10 +20,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from dpg_robot.errors import DpgError
-from dpg_robot.host.dashboard_http import BoundedHandler, BoundedServer, RateLimit, RefusalError
-from dpg_robot.host.dashboard_key import OperatorKey
-from dpg_robot.host.dashboard_metrics import CONTENT_TYPE, to_prometheus
-from dpg_robot.host.dashboard_status import Collector, HostStatus, to_json
+from dpg_robot.host.dashboard.http import BoundedHandler, BoundedServer, RateLimit, RefusalError
+from dpg_robot.host.dashboard.key import OperatorKey
+from dpg_robot.host.dashboard.metrics import CONTENT_TYPE, to_prometheus
+from dpg_robot.host.dashboard.status import Collector, HostStatus, to_json
 
 MAX_REASON = 300
 _STREAMS, _STREAMS_EACH = 32, 12  # far fewer than connections, so that streams never take all of them
@@ -136,7 +136,7 @@ class DashboardServer(BoundedServer):
     ) -> None:
         self.board, self.operator, self.view_port = board, operator, view_port
         self.names = {"localhost", *(name.lower() for name in names)}
-        folder = resources.files("dpg_robot.host") / "dashboard"
+        folder = resources.files("dpg_robot.host.dashboard") / "page"
         self.pages = {path: ((folder / name).read_bytes(), kind) for path, (name, kind) in _FILES.items()}
         self.wrong_keys, self.rollbacks = RateLimit(_WRONG_KEYS_PER_MINUTE, 60.0), RateLimit(_ROLLBACKS_PER_MINUTE, 60.0)
         self.streams = StreamCount()
