@@ -130,8 +130,10 @@ class FinetuneService:
         self._held_out_episodes = np.zeros(0, np.int64)
         self._generator = torch.Generator().manual_seed(config.seed)
         self._current = Learner(contract, learner.config, device=learner.device)
+        self._best = Policy(contract.observation_size, contract.num_actions, learner.config.hidden_sizes).to(learner.device)
+        self._best_return: Evaluation | None = None
         self._accept()
-        self._current_return: Evaluation | None = None
+        self._remember_best(None)
         self._saved_s = time.monotonic()
         (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         self.report = ServiceReport(self.folder if learner.processes.first else None)  # of several processes one writes
@@ -198,8 +200,8 @@ class FinetuneService:
         return count
 
     def simulation_changed(self) -> None:
-        """Forget what the current policy returns in simulation: from now on its episodes are others."""
-        self._current_return = None
+        """Forget what the best policy returns in simulation: from now on its episodes are others."""
+        self._best_return = None
 
     @property
     def candidate_due(self) -> bool:
@@ -208,21 +210,25 @@ class FinetuneService:
         return new >= self.config.candidate_every and not self.updates_due and len(self._held_out) > 0
 
     def propose(self) -> Verdict:
-        """Let the gate judge the learner's present policy; if it passes, the store makes it current, and so does the service."""
+        """Let the gate judge the learner's present policy; if it passes, the store makes it current, and so does the service.
+
+        Its return in simulation stands beside that of the best policy so far, not of the last one: losses that are small enough
+        to pass must not add up from candidate to candidate.
+        """
         self.report.status("judging", self.counts, self.robots, len(self._held_out))
         self.counts.candidates += 1
         self.counts.used_at_candidate = self.counts.used
         held_out, episodes = self._ordered_held_out()
         before, after = judge(self._current, held_out), judge(self.learner, held_out)
         policies = compare_policies(self.learner, self._current.policy, held_out, episodes)
-        if self._current_return is None:
-            self._current_return = self._returns(self._current.policy)
-        candidate_return = self._returns(self.learner.policy)
-        verdict = decide(before, after, self._current_return, candidate_return, self._gate, policies)
+        if self._best_return is None:
+            self._best_return = self._returns(self._best)
+        best_return, candidate_return = self._best_return, self._returns(self.learner.policy)
+        verdict = decide(before, after, best_return, candidate_return, self._gate, policies)
         facts = {
             "updates": self.counts.updates,
             "transitions": {"received": self.counts.received, "used": self.counts.used, "excluded": self.counts.excluded},
-            "before": before.to_dict() | {"return_in_simulation": self._current_return.to_dict()},
+            "before": before.to_dict() | {"return_in_simulation": best_return.to_dict()},
             "after": after.to_dict() | {"return_in_simulation": candidate_return.to_dict()},
             "policies": policies.to_dict(),
         }
@@ -235,8 +241,9 @@ class FinetuneService:
             self.report.complain(f"candidate {self.counts.candidates}", str(error))
         self.report.metrics(self.counts.updates, _judged(facts) | {"gate/passed": float(verdict.passed)})
         if verdict.passed:
-            self._current_return = candidate_return
             self._accept()
+            if candidate_return.mean > best_return.mean:
+                self._remember_best(candidate_return)
             self.counts.rejections_in_row = 0
         else:
             self.counts.rejections_in_row += 1
@@ -274,12 +281,13 @@ class FinetuneService:
         tensors |= {
             "robot": self._mixture.robot.state_dict(),
             "held_out": self._held_out.state_dict() | {"episodes": torch.from_numpy(self._held_out_episodes)},
+            "best": dict(self._best.state_dict()),
             "random": {"sampling": self._generator.get_state()},
         }
         service = {
             "counts": vars(self.counts).copy(),
             "robots": dict(self.robots),
-            "current_return": None if self._current_return is None else self._current_return.returns.tolist(),
+            "best_return": None if self._best_return is None else self._best_return.returns.tolist(),
             "intake": intake,
         }
         save_checkpoint(target, tensors, state | {"service": service})
@@ -316,8 +324,9 @@ class FinetuneService:
         service = state["service"]
         self.counts = ServiceCounts(**service["counts"])
         self.robots = Counter(service["robots"])
-        returns = service["current_return"]
-        self._current_return = None if returns is None else Evaluation(np.array(returns))
+        self._best.load_state_dict(tensors["best"])
+        returns = service["best_return"]
+        self._best_return = None if returns is None else Evaluation(np.array(returns))
         intake: dict[str, Any] = service["intake"]
         return intake
 
@@ -330,6 +339,11 @@ class FinetuneService:
     def _accept(self) -> None:
         """Make the learner's present state the one that robots run."""
         restore_learner(self._current, *_copied(learner_state(self.learner)))
+
+    def _remember_best(self, returns: Evaluation | None) -> None:
+        """Keep the policy that robots run as the best one so far, with its returns in simulation where they are known."""
+        self._best.load_state_dict(self.current_policy.state_dict())
+        self._best_return = returns
 
     def _begin_anew(self) -> None:
         """Put the learner back to the state that robots run; the transitions stay."""

@@ -22,17 +22,19 @@ class ServiceReport:
     """Writes ``status.json``, ``metrics.jsonl`` and TensorBoard's events into a folder.
 
     Args:
-        folder: the service's folder.
+        folder: the service's folder; None to write nothing, as where another process writes.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path | None) -> None:
         self._folder = folder
-        self._writer = SummaryWriter(str(folder / "tensorboard"))
+        self._writer = None if folder is None else SummaryWriter(str(folder / "tensorboard"))
         self._complaints: dict[str, str] = {}
         self._told: tuple[str, float] = ("", 0.0)
 
     def metrics(self, update: int, values: Mapping[str, float]) -> None:
         """Add a point to the curves."""
+        if self._folder is None or self._writer is None:
+            return
         line = json.dumps({"update": update, "wall_ns": time.time_ns()} | dict(values))
         with (self._folder / "metrics.jsonl").open("a") as file:
             file.write(f"{line}\n")
@@ -46,6 +48,8 @@ class ServiceReport:
 
     def status(self, state: str, counts: ServiceCounts, robots: Mapping[str, int], held_out: int) -> None:
         """Write the status, at most once a second unless the state is another one."""
+        if self._folder is None:
+            return
         if state == self._told[0] and time.monotonic() - self._told[1] < _STATUS_INTERVAL_S:
             return
         self._told = (state, time.monotonic())
@@ -68,4 +72,5 @@ class ServiceReport:
 
     def close(self) -> None:
         """End the events file."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()

@@ -14,6 +14,7 @@ from dpg_robot.host.service import ServiceConfig
 from dpg_robot.learning.learner import LearnerConfig
 from dpg_robot.learning.trainer import TrainerConfig
 from sim.benchmarks.filters import parse_filters
+from sim.identification import IdentificationSettings
 from sim.randomization import Randomization
 from sim.robot_fitting import FittingConfig
 from sim.tasks import make_task
@@ -60,8 +61,11 @@ class FinetuneProtocol:
     gate_randomization: str = setting(
         "default", "randomized dynamics in the gate's simulation, before the robot was fitted: a preset's name or a YAML file"
     )
-    fitting: FittingConfig = setting(lambda: FittingConfig(every=9_000), "fitting the gate's simulation to the robot")
-    service: ServiceConfig = setting(ServiceConfig, "fine-tuning")
+    fitting: FittingConfig = setting(
+        lambda: FittingConfig(every=12_000, identification=IdentificationSettings(windows=32, particles=64)),
+        "fitting the gate's simulation to the robot",
+    )
+    service: ServiceConfig = setting(lambda: ServiceConfig(updates_per_transition=0.5), "fine-tuning")
     gate: GateConfig = setting(GateConfig, "the gate")
 
     def __post_init__(self) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -139,6 +140,41 @@ def test_a_candidate_that_passes_is_current_and_one_that_does_not_changes_nothin
     assert all(map(torch.equal, accepted, service.current_policy.parameters()))
     assert service._store.current.read_bytes() == content
     assert service._store.verdict(2)["passed"] is False
+
+
+def test_losses_of_return_that_pass_one_by_one_do_not_add_up(make_service: Callable, contract: Contract) -> None:
+    measured = iter([100.0, 98.5, 97.0, 99.0])  # at the beginning, and of three candidates
+    gate = dataclasses.replace(OPEN, max_return_loss=0.02)
+    service = make_service(gate=gate, returns=lambda _: Evaluation(np.full(4, next(measured))))
+    for number in range(3):
+        feed(service, episodes(contract, 3, seed=number))
+    verdicts = [service._store.verdict(number) for number in (1, 2, 3)]
+    assert [verdict["passed"] for verdict in verdicts] == [True, False, True], verdicts
+
+
+def test_with_another_simulation_the_best_policy_is_measured_anew_also_after_a_restart(
+    make_service: Callable, contract: Contract
+) -> None:
+    asked: list[torch.Tensor] = []
+
+    def returns(policy: Policy) -> Evaluation:
+        asked.append(torch.cat([parameter.detach().flatten() for parameter in policy.parameters()]))
+        return Evaluation(np.full(4, 100.0 - len(asked)))  # each is worse than the one before
+
+    service = make_service(gate=dataclasses.replace(OPEN, max_return_loss=0.5), returns=returns)
+    feed(service, episodes(contract, 3))
+    best, passed = asked
+    service.save({})
+    again = make_service(gate=dataclasses.replace(OPEN, max_return_loss=0.5), returns=returns)
+    again.resume()
+    feed(again, episodes(contract, 3, seed=1))
+    assert len(asked) == 3  # the candidate alone
+    again.simulation_changed()
+    feed(again, episodes(contract, 3, seed=2))
+    assert len(asked) == 5
+    assert torch.equal(asked[3], best)
+    assert not torch.equal(asked[4], best)
+    assert not torch.equal(passed, best)
 
 
 def test_after_rejections_in_a_row_learning_begins_anew_from_what_robots_run(make_service: Callable, contract: Contract) -> None:
