@@ -23,6 +23,8 @@ from sim.benchmarks.tables import markdown_table
 from sim.identification import IdentificationSettings, identify
 
 _TRUTH = "true parameters"
+_DELAY_STEP_S = 0.01
+_ROUNDING = 1e-9
 _MODELS = ("nominal", "draws from the prior's ranges", "draws from the fitted ranges", "posterior mean", _TRUTH)
 
 
@@ -53,25 +55,30 @@ def _identify(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, 
     start_s = time.perf_counter()
     posterior = identify(robot.transitions, robot.contract, TASK, PRIOR, settings, seed, also={_TRUTH: robot.truth})
     result = posterior.to_dict()
+    judge(result, dict(zip(robot.names, robot.truth.tolist(), strict=True)), robot.force_share)
     del result["samples"]
-    truth = dict(zip(robot.names, robot.truth.tolist(), strict=True))
-    for each in result["parameters"]:
-        each["truth"] = truth[each["name"]]
-        each["inside"] = bool(each["fitted"][0] <= each["truth"] <= each["fitted"][1])
-    # what forces and masses do together: the log tells of their ratio
-    ratio = _ratio(posterior.samples, robot.names)
-    low, high = np.quantile(ratio, (0.05, 0.95))
-    true_ratio = float(_ratio(robot.truth[None], robot.names)[0])
-    result["gain_per_mass"] = {
-        "truth": true_ratio,
-        "interval": [float(low), float(high)],
-        "inside": bool(low <= true_ratio <= high),
-    }
     return {"robot": name, "seed": seed, "seconds": time.perf_counter() - start_s, **result}
 
 
-def _ratio(samples: np.ndarray[Any, Any], names: Sequence[str]) -> np.ndarray[Any, Any]:
-    return np.asarray(samples[:, names.index("actuator_gain/slide")] / samples[:, names.index("mass/cart")])
+def judge(result: dict[str, Any], truth: dict[str, float], force_share: float) -> None:
+    """Write the true values beside what was found, and whether they lie inside.
+
+    Args:
+        result: as ``Posterior.to_dict``, with its samples; gets ``truth`` and ``inside`` for each parameter, and
+            ``gain_per_mass``, what forces and masses do together: the log tells of their ratio.
+        truth: by parameter.
+        force_share: see :class:`Recording`.
+    """
+    for each in result["parameters"]:
+        each["truth"], (low, high) = truth[each["name"]], each["fitted"]
+        if each["name"] == "control_delay_s":  # delays act in whole physics steps
+            low, high = (round(end / _DELAY_STEP_S) * _DELAY_STEP_S for end in (low, high))
+        each["inside"] = bool(low - _ROUNDING <= each["truth"] <= high + _ROUNDING)
+    samples, names = np.array(result["samples"]), result["sample_names"]
+    ratio = samples[:, names.index("actuator_gain/slide")] / samples[:, names.index("mass/cart")]
+    low, high = np.quantile(ratio, (0.05, 0.95)).tolist()
+    true_ratio = force_share * truth["actuator_gain/slide"] / truth["mass/cart"]
+    result["gain_per_mass"] = {"truth": true_ratio, "interval": [low, high], "inside": low <= true_ratio <= high}
 
 
 def describe(runs: Sequence[dict[str, Any]]) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtr
 
 from dpg_robot.contract import Contract
 from dpg_robot.data.transition_arrays import TransitionArrays
@@ -52,12 +53,15 @@ class Recording:
         contract: of the policy that ran.
         truth: (P,) its parameters, columns as ``names``.
         names: of the parameters.
+        force_share: share of the commanded forces that the motor exerted on average, as the slope of a regression: its noise
+            makes commands near its limits weaker, which nothing distinguishes from a smaller gain.
     """
 
     transitions: TransitionArrays
     contract: Contract
     truth: NDArray[np.float64]
     names: tuple[str, ...]
+    force_share: float
 
 
 def record(robot: dict[str, float], seconds: float, seed: int, prior: Randomization = PRIOR) -> Recording:
@@ -83,7 +87,16 @@ def record(robot: dict[str, float], seconds: float, seed: int, prior: Randomizat
         ]
         names = env.dynamics_names
     measured = [each[0] + _DISTURBANCE.observation_noise * random.standard_normal(each[0].shape) for each in episodes]
-    return Recording(_transitions(measured, [each[1] for each in episodes], contract), contract, truth, names)
+    transitions = _transitions(measured, [each[1] for each in episodes], contract)
+    return Recording(transitions, contract, truth, names, _force_share(transitions.action, _DISTURBANCE.action_noise))
+
+
+def _force_share(action: NDArray[np.float64], noise: float) -> float:
+    """Return the regression slope of clip(action + noise, -1, 1) on action."""
+    low, high = (-1.0 - action) / noise, (1.0 - action) / noise
+    density = [np.exp(-0.5 * each**2) / np.sqrt(2 * np.pi) for each in (low, high)]
+    mean = action * (ndtr(high) - ndtr(low)) + noise * (density[0] - density[1]) + 1.0 - ndtr(high) - ndtr(low)
+    return float((action * mean).sum() / (action**2).sum())
 
 
 def _nominal(env: BatchEnvironment) -> NDArray[np.float64]:
