@@ -1,12 +1,8 @@
-"""The command ``identify`` of the benchmark program: virtual cart-poles with known parameters, and what their logs tell of them.
-
-It also runs by itself: ``python -m sim.benchmarks.identification_command --json FILE``.
-"""
+"""The command ``identify`` of the benchmark program: cart-poles with known parameters, and what their logs tell of them."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -16,9 +12,7 @@ from typing import Any
 import numpy as np
 
 from dpg_robot.errors import ConfigError, did_you_mean
-from dpg_robot.files import write_atomically
 from sim.benchmarks.identification_robots import PRIOR, ROBOTS, TASK, record
-from sim.benchmarks.machine import machine_facts
 from sim.benchmarks.tables import markdown_table
 from sim.identification import IdentificationSettings, identify
 
@@ -118,18 +112,3 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, default=300.0, metavar="S", help="length of a log, s")
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="threads that step the simulation")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured to FILE")
-
-
-def main() -> None:
-    """Run by itself."""
-    parser = argparse.ArgumentParser(prog="identification_command")
-    _add_arguments(parser)
-    arguments = parser.parse_args()
-    result = run_identification(arguments)
-    if arguments.json:
-        whole = {"command": "identify", "machine": machine_facts(), **result}
-        write_atomically(arguments.json, (json.dumps(whole, indent=1) + "\n").encode())
-
-
-if __name__ == "__main__":
-    main()
