@@ -106,6 +106,11 @@ def confirmed_subject(robot: str, run: str, segment: int) -> str:
     return f"confirmed.{robot}.{run.replace('.', _DOT)}.{segment}"
 
 
+def news_subject(robot: str) -> str:
+    """Return the subject at which a robot's sender tells how it fares; these messages are kept nowhere."""
+    return f"news.{robot}"
+
+
 def release_meta_subject(name: str) -> str:
     """Return the subject at which the bucket of releases describes an object."""
     return f"$O.{RELEASE_BUCKET}.M.{base64.urlsafe_b64encode(name.encode()).decode()}"
@@ -124,12 +129,21 @@ def parse_log_subject(subject: str) -> tuple[str, str]:
     return require_robot_name(parts[1]), require_run_id(parts[2].replace(_DOT, "."))
 
 
+def parse_news_subject(subject: str) -> str:
+    """Return the robot of :func:`news_subject`. Raises PieceError for any other subject."""
+    kind, _, robot = subject.partition(".")
+    if kind != "news":
+        raise PieceError(f"expected a subject news.ROBOT, got {subject!r}")
+    return require_robot_name(robot)
+
+
 def robot_permissions(robot: str) -> dict[str, Any]:
-    """Return what the key of a robot may do: send its own log, learn what the host has of it, and read the releases."""
+    """Return what the key of a robot may do: send its own log and news, learn what the host has of it, read the releases."""
     return {
         "publish": {
             "allow": [
                 f"log.{robot}.*",
+                news_subject(robot),
                 f"$JS.API.DIRECT.GET.{CONFIRMED_STREAM}.confirmed.{robot}.>",
                 f"$JS.API.DIRECT.GET.{RELEASE_STREAM}",
                 f"$JS.API.DIRECT.GET.{RELEASE_STREAM}.>",
@@ -140,7 +154,7 @@ def robot_permissions(robot: str) -> dict[str, Any]:
 
 
 def host_permissions() -> dict[str, Any]:
-    """Return what the host's key may do: keep the streams, take the logs in, confirm, offer releases; but not send logs."""
+    """Return what the host's key may do: keep the streams, take in logs and news, confirm, offer releases; not send logs."""
     streams = [
         f"$JS.API.STREAM.{verb}.{stream}"
         for verb in ("INFO", "CREATE", "UPDATE")
@@ -161,7 +175,7 @@ def host_permissions() -> dict[str, Any]:
     ]
     return {
         "publish": {"allow": ["confirmed.>", *streams, *consumer, *releases]},
-        "subscribe": {"allow": [f"{inbox(HOST_NAME)}.>"]},
+        "subscribe": {"allow": [f"{inbox(HOST_NAME)}.>", news_subject("*")]},
     }
 
 

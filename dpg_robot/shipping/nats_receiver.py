@@ -28,10 +28,13 @@ from dpg_robot.shipping.nats_link import (
     confirmed_subject,
     connect,
     disconnect,
+    news_subject,
     parse_log_subject,
+    parse_news_subject,
 )
 from dpg_robot.shipping.pauses import Pauses
 from dpg_robot.shipping.piece import Confirmation, Piece, PieceError
+from dpg_robot.shipping.sender_news import SenderNews
 from dpg_robot.shipping.sender_state import say
 from dpg_robot.shipping.settings import ReceiveSettings
 from dpg_robot.shipping.status_file import STATUS_NAME, StatusFile
@@ -44,6 +47,8 @@ _RUN_PIECES = 1000  # most pieces of one run that wait in the server, so that on
 _REPETITION_S = 120.0
 _UNATTRIBUTED = "unknown"
 _CHECKED_TOGETHER = 50
+_WAITING_NEWS = 1000  # where a server without keys lets anybody speak, more are dropped
+_MOST_SENDERS = 1000
 
 
 class NatsReceiver:
@@ -60,6 +65,7 @@ class NatsReceiver:
         self._waiting = 0
         self._problems: list[str] = []
         self._robots: dict[str, dict[str, Any]] = {}
+        self._senders: dict[str, dict[str, Any]] = {}
         self._complete: asyncio.Queue[Path] = asyncio.Queue()
         self._queued: set[Path] = set()
         self._checked_segments = 0
@@ -104,6 +110,7 @@ class NatsReceiver:
             "queue_depth": self._waiting,
             "reconnects": self._reconnects,
             "robots": self._robots,
+            "senders": self._senders,
             "problems": self._problems,
             "trouble": self._trouble,
         }
@@ -118,6 +125,7 @@ class NatsReceiver:
         stream = client.jetstream()
         await make_streams(stream, self._settings)
         self._said = ""
+        await client.subscribe(news_subject("*"), cb=self._on_news, pending_msgs_limit=_WAITING_NEWS)
         subscription = await stream.pull_subscribe_bind(consumer=CONSUMER, stream=LOG_STREAM)
         while not stop():
             self._write_status("connected")
@@ -134,6 +142,16 @@ class NatsReceiver:
                 continue
             self._pauses.reset()
             await self._handle(client, stream, messages)
+
+    async def _on_news(self, message: Msg) -> None:
+        """Note how a sender fares; the server has checked that it speaks of itself."""
+        try:
+            robot, news = parse_news_subject(message.subject), SenderNews.from_bytes(message.data)
+        except PieceError:
+            self._add_problem(f"news at {message.subject[:80]} cannot be read")  # the same words each time: it is said once
+            return
+        if robot in self._senders or len(self._senders) < _MOST_SENDERS:
+            self._senders[robot] = {"time": time.time(), **vars(news)}
 
     async def _handle(self, client: Client, stream: JetStreamContext, messages: Sequence[Msg]) -> None:
         """Store messages, confirm what is on the disk, and only then let the server forget them."""

@@ -14,9 +14,19 @@ from nats.js import JetStreamContext
 from nats.js.api import PubAck
 from nats.js.errors import NotFoundError
 
-from dpg_robot.shipping.nats_link import CONFIRMED_STREAM, LINK_ERRORS, Link, confirmed_subject, connect, disconnect, log_subject
+from dpg_robot.shipping.nats_link import (
+    CONFIRMED_STREAM,
+    LINK_ERRORS,
+    Link,
+    confirmed_subject,
+    connect,
+    disconnect,
+    log_subject,
+    news_subject,
+)
 from dpg_robot.shipping.pauses import Pauses
 from dpg_robot.shipping.piece import Confirmation, Piece, PieceError
+from dpg_robot.shipping.sender_news import INTERVAL_S, SenderNews
 from dpg_robot.shipping.sender_state import SenderState, say
 
 _LONGEST_WAIT_S = 60.0
@@ -35,6 +45,7 @@ class NatsSender:
         self._progress_s = 0.0
         self._said = ""
         self._wait_s = state.settings.confirm_s
+        self._next_news_s = 0.0
 
     async def run(self, *, once: bool, stop: Callable[[], bool]) -> None:
         """Ship until ``stop`` says so or, with ``once``, until everything is confirmed and no segment is open any more.
@@ -78,6 +89,7 @@ class NatsSender:
         while not stop():
             self._news.clear()
             self._state.look_around("connected")
+            await self._tell_news(client)
             while (place := outbox.unknown()) is not None:
                 outbox.resume(place[0], await self._last_confirmation(stream, *place))
             await self._send_all(stream)
@@ -92,6 +104,14 @@ class NatsSender:
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._news.wait(), self._state.settings.poll_s)
         return False
+
+    async def _tell_news(self, client: Client) -> None:
+        """Tell the host how this sender fares, if it is time; nobody waits for an answer."""
+        if time.monotonic() < self._next_news_s:
+            return
+        self._next_news_s = time.monotonic() + INTERVAL_S
+        news = SenderNews.of(self._state.values("connected"), self._state.failure)
+        await client.publish(news_subject(self._robot), news.to_bytes())
 
     async def _send_all(self, stream: JetStreamContext) -> None:
         outbox = self._state.outbox

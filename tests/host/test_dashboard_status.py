@@ -15,6 +15,7 @@ from dpg_robot.data.transition import LoopState
 from dpg_robot.host.dashboard.learning import Curve
 from dpg_robot.host.dashboard.log_tail import LOOK_BYTES, RunTail
 from dpg_robot.host.dashboard.metrics import to_prometheus
+from dpg_robot.host.dashboard.robots import RobotStatus
 from dpg_robot.host.dashboard.status import Collector, HostStatus, Places, to_json
 from dpg_robot.release import SigningKey
 
@@ -166,11 +167,30 @@ def test_what_sender_and_receiver_say_is_told(tmp_path: Path) -> None:
     sender["state"] = "not connected"
     assert status().robots[0].link == "sender: not connected"
     sender["time"] = time.time() - 60
-    assert (status().robots[0].link, status().robots[0].link_ok) == ("the sender does not run", False)
+    assert (status().robots[0].link, status().robots[0].link_ok) == ("the sender is silent", False)
     del sender["time"]
     sender |= {"state": "connected", "time": time.time()}
     receiver["time"] = time.time() - 60
     assert status().robots[0].link == "the receiver does not run"
+
+
+def test_what_senders_told_the_receiver_is_shown_where_their_folders_cannot_be_read(tmp_path: Path) -> None:
+    write_run(tmp_path, "arm-1", "run", make_ticks(0, 100)).close()
+    news = {"time": time.time(), "state": "connected", "backlog_bytes": 4321, "last_confirmed_sequence": 80, "warning": "disk"}
+    receiver = {"state": "connected", "time": time.time(), "robots": {}}
+
+    def robot(senders: object) -> RobotStatus:
+        (tmp_path / "status.json").write_text(json.dumps(receiver | {"senders": senders}))
+        return Collector(Places(logs=tmp_path)).collect().robots[0]
+
+    told = robot({"arm-1": news})
+    assert (told.queue_bytes, told.acknowledged_sequence, told.link_ok, told.problem) == (4321, 80, True, "disk")
+    assert told.queue_told_s == news["time"]
+    silent = robot({"arm-1": news | {"time": time.time() - 60}})
+    assert (silent.link, silent.link_ok) == ("the sender is silent", False)
+    for broken in ([], {"arm-1": 7}, {"arm-2": news}):
+        assert robot(broken).queue_bytes is None
+    assert robot({"arm-1": news | {"backlog_bytes": "many"}}).queue_bytes is None
 
 
 def test_nothing_is_ever_written(tmp_path: Path) -> None:

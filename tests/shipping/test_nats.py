@@ -160,7 +160,7 @@ def test_a_robots_key_allows_nothing_but_its_own_log_and_its_own_confirmations(s
         stream = client.jetstream(timeout=1.0)
         allowed = await stream.publish("log.arm.run", b"x")
         assert allowed.stream == LOG_STREAM
-        for subject in ("log.leg.run", "confirmed.arm.run.0", "confirmed.leg.run.0", "elsewhere"):
+        for subject in ("log.leg.run", "news.leg", "confirmed.arm.run.0", "confirmed.leg.run.0", "elsewhere"):
             await client.publish(subject, b"x", reply=client.new_inbox())
         for subject in (
             "log.>",
@@ -171,6 +171,7 @@ def test_a_robots_key_allows_nothing_but_its_own_log_and_its_own_confirmations(s
             ">",
             "_INBOX_host.>",
             "_INBOX_leg.>",
+            "news.*",
         ):
             await client.subscribe(subject, cb=hear)
         await client.flush()
@@ -196,9 +197,31 @@ def test_a_robots_key_allows_nothing_but_its_own_log_and_its_own_confirmations(s
         denied, heard = site.ask("arm", try_everything)
         wait_until(lambda: receiver._store.counts.set_aside == 1)
     assert {path.name for path in site.store.iterdir() if path.is_dir()} == {".aside", "leg"}
-    assert len(denied) == 4 + 8 + 9
+    assert len(denied) == 5 + 9 + 9
     assert all("permissions violation" in text for text in denied)
     assert heard == []
+
+
+def test_the_host_learns_how_much_waits_on_a_robot_and_bad_news_disturb_nobody(site, write_run, wait_until, capfd):
+    async def lie(client):
+        for content in (b"x", b"y", b'{"backlog_bytes": -1}', b"z" * 100_000):
+            await client.publish("news.arm", content)
+        await client.flush()
+
+    write_run(site.folder / "leg-log", count=100)
+    with site.serving(), site.receiving() as receiver, site.sending("leg", site.folder / "leg-log") as state:
+        wait_until(lambda: receiver._senders.get("leg", {}).get("last_confirmed_sequence") == 99)
+        wait_until(lambda: receiver._senders["leg"]["backlog_bytes"] == 0)
+        site.ask("arm", lie)
+        wait_until(lambda: receiver._problems)
+        told = receiver._senders["leg"]["time"]
+        wait_until(lambda: receiver._senders["leg"]["time"] > told)
+        assert state.failure == ""
+    assert receiver._problems == ["news at news.arm cannot be read"]
+    assert capfd.readouterr().err.count("news at") == 1
+    told = read_status(site.store)["senders"]
+    assert set(told) == {"leg"}
+    assert told["leg"]["state"] == "connected"
 
 
 def test_the_hosts_key_cannot_send_logs(site, wait_until):

@@ -124,6 +124,7 @@ class ReceiverStatus:
         queue_depth: pieces that wait in the server.
         problems: what it found wrong.
         robots: last confirmed sequence number of each robot, with the run.
+        senders: what each robot's sender told last, as in its status file, with the ``time`` at which it arrived.
     """
 
     state: str
@@ -132,6 +133,7 @@ class ReceiverStatus:
     queue_depth: int | None
     problems: tuple[str, ...]
     robots: dict[str, tuple[str, int]]
+    senders: dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -213,7 +215,7 @@ class RobotWatch:
 
         Args:
             receiver: of the store.
-            sender: status of the robot's sender; None if this machine cannot read it.
+            sender: status of the robot's sender, read or told; None if nothing is known of it.
             sender_problem: why it cannot be read, in words; empty if nothing is wrong.
             now_s: Unix time.
         """
@@ -226,6 +228,7 @@ class RobotWatch:
         if acknowledged is None and sender is not None:
             acknowledged = whole(sender.get("last_confirmed_sequence"))
         contract = tail.info.contract if tail and tail.info else None
+        warning = text(sender.get("warning")) if sender else ""
         return RobotStatus(
             name=self.name,
             link=link,
@@ -245,7 +248,7 @@ class RobotWatch:
             watched_since_s=self._since_s or None,
             safety=dict(self._safety),
             faults=tuple(reversed(self._faults)),
-            problem="; ".join(part for part in (self._problem, sender_problem) if part),
+            problem="; ".join(part for part in (self._problem, sender_problem, warning) if part),
         )
 
     def _look_back(self) -> None:
@@ -314,9 +317,9 @@ def read_receiver(store: Path) -> ReceiverStatus:
     try:
         values = read_json(store / STATUS_NAME)
     except FileNotFoundError:
-        return ReceiverStatus("missing", False, None, None, (), {})
+        return ReceiverStatus("missing", False, None, None, (), {}, {})
     except (OSError, ValueError) as error:
-        return ReceiverStatus("unreadable", False, None, None, (text(error),), {})
+        return ReceiverStatus("unreadable", False, None, None, (text(error),), {}, {})
     told_s = number(values.get("time"))
     robots, problems = values.get("robots"), values.get("problems")
     confirmed = {
@@ -331,7 +334,23 @@ def read_receiver(store: Path) -> ReceiverStatus:
         queue_depth=whole(values.get("queue_depth")),
         problems=tuple(text(each) for each in problems[:20]) if isinstance(problems, list) else (),
         robots=confirmed,
+        senders=_senders(values.get("senders")),
     )
+
+
+def _senders(told: Any) -> dict[str, dict[str, Any]]:
+    """Return what senders told the receiver, as :meth:`RobotWatch.status` takes it."""
+    return {
+        text(name, 80): {
+            "time": number(each.get("time")),
+            "state": text(each.get("state"), 80),
+            "backlog_bytes": whole(each.get("backlog_bytes")),
+            "last_confirmed_sequence": whole(each.get("last_confirmed_sequence")),
+            "warning": text(each.get("warning")),
+        }
+        for name, each in (itertools.islice(told.items(), MAX_ROBOTS) if isinstance(told, dict) else ())
+        if isinstance(each, dict)
+    }
 
 
 def read_sender(log: Path) -> tuple[dict[str, Any] | None, str]:
@@ -354,7 +373,7 @@ def _link(fresh: bool, receiver: ReceiverStatus, sender: Mapping[str, Any] | Non
         told_s = number(sender.get("time")) or 0.0
         state = text(sender.get("state"), 80)
         if now_s - told_s > FRESH_S:
-            return "the sender does not run", False
+            return "the sender is silent", False
         if state not in ("connected", "sending"):
             return f"sender: {state}", False
     if receiver.told_s is not None and not receiver.fresh:

@@ -132,7 +132,7 @@ class Collector:
         statuses = []
         for name, watch in self._robots.items():
             log = (self._places.senders or {}).get(name)
-            sender, problem = read_sender(log) if log is not None else (None, "")
+            sender, problem = read_sender(log) if log is not None else (receiver.senders.get(name), "")
             statuses.append(watch.status(receiver, sender, problem, now_s))
         return statuses
 
