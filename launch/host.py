@@ -294,7 +294,8 @@ def _finetune(arguments: argparse.Namespace) -> None:
             raise ConfigError("--json needs --once; a service tells what it does in status.json and metrics.jsonl of its --run")
         stop = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: stop.set())
+            # in a thread, as the signal may come while this one holds the lock of the event
+            signal.signal(number, lambda *_: threading.Thread(target=stop.set).start())
         with process_group_from_environment(config.device) as processes:
             serve(*places, stop, processes)
         return

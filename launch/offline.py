@@ -14,13 +14,15 @@ import torch
 
 from dpg_robot.config import add_config_arguments, config_from_arguments, dump_config, setting
 from dpg_robot.data.datasets import Dataset, DatasetError, with_history
-from dpg_robot.data.minari_format import read_dataset
+from dpg_robot.data.episode_source import Survey, read_if_small, survey
+from dpg_robot.data.minari_format import MinariSource
 from dpg_robot.errors import DpgError
 from dpg_robot.files import write_atomically
 from dpg_robot.learning.checkpoint import load_checkpoint, require_run_folder
 from dpg_robot.learning.distributed import Processes, process_group_from_environment
 from dpg_robot.learning.learner import LearnerConfig
 from dpg_robot.learning.offline import BehaviourConfig, OfflineLearner, to_batch
+from dpg_robot.learning.offline_data import DataInMemory, OfflineData, StreamedData
 from dpg_robot.learning.offline_trainer import OfflineTrainer, OfflineTrainerConfig
 from dpg_robot.learning.online import OnlineConfig, OnlineTrainer
 from dpg_robot.learning.trainer import Evaluation, best_checkpoint, evaluate, load_learner, restore_learner
@@ -33,6 +35,9 @@ class OfflineConfig:
 
     data: Path = setting(Path("datasets/cartpole-swingup/medium-v0"), "folder of the data set, in Minari's format")
     rate_hz: float = setting(20.0, "control rate of a data set that does not say it", unit="1/s")
+    memory_limit: int = setting(
+        2_000_000, "transitions that are held in memory; a larger data set is read from disk while learning", unit="transitions"
+    )
     history: int = setting(0, "previous (features, action) frames that the policy sees")
     seed: int = setting(0, "seed of everything random")
     torch_threads: int = setting(2, "threads that compute the networks; results are the same for the same number")
@@ -47,7 +52,8 @@ class OfflineConfig:
     online: OnlineConfig = setting(OnlineConfig, "going on online (with --online)")
 
     def __post_init__(self) -> None:
-        for name, least in (("torch_threads", 1), ("num_threads", 0), ("seed", 0), ("history", 0), ("evaluation_episodes", 0)):
+        least_of = {"torch_threads": 1, "num_threads": 0, "seed": 0, "memory_limit": 1, "history": 0, "evaluation_episodes": 0}
+        for name, least in least_of.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")
         if self.evaluation_episodes == 1:
@@ -59,9 +65,9 @@ class OfflineConfig:
 def train_offline(config: OfflineConfig, folder: Path, resume: bool, show_progress: bool, processes: Processes) -> dict[str, Any]:
     """Train on the data set, and measure the policy where there is a simulation of its world."""
     dataset, learner = prepare(config, processes.device)
+    data = data_for(learner, dataset, config)
     require_run_folder(config, folder, resume)
     processes.wait_for_all()  # all have looked before the first one writes
-    data = to_batch(dataset.transitions(config.history), dataset.contract)
     judge = Judge(dataset, config, learner)
     trainer = OfflineTrainer(learner, config.trainer, data, folder, judge.evaluate if judge.possible else None, config.seed)
     if resume and trainer.resume():
@@ -77,6 +83,10 @@ def train_offline(config: OfflineConfig, folder: Path, resume: bool, show_progre
 def train_online(config: OfflineConfig, start: Path, folder: Path, resume: bool, show_progress: bool) -> dict[str, Any]:
     """Go on in simulation from the result of an offline run."""
     dataset, learner = prepare(config, config.device)
+    if isinstance(dataset, Survey):
+        raise DatasetError(
+            f"going on online needs the data set in memory; set memory_limit to its {dataset.transitions} transitions or more"
+        )
     if not dataset.has_rewards:
         raise DatasetError(f"{dataset.name} has no rewards, so nothing was learned that online learning could go on from")
     if config.evaluation_episodes == 0:
@@ -103,10 +113,11 @@ def train_online(config: OfflineConfig, start: Path, folder: Path, resume: bool,
     }
 
 
-def prepare(config: OfflineConfig, device: str) -> tuple[Dataset, OfflineLearner]:
-    """Return the data set and a new learner for it."""
+def prepare(config: OfflineConfig, device: str) -> tuple[Dataset | Survey, OfflineLearner]:
+    """Return the data set, or what it holds where that is more than goes into memory, and a new learner for it."""
     torch.set_num_threads(config.torch_threads)
-    dataset = read_dataset(config.data, config.rate_hz)
+    source = MinariSource(config.data, config.rate_hz)
+    dataset = read_if_small(source, config.memory_limit) or survey(source)
     print(dataset.describe(), file=sys.stderr)
     contract = with_history(dataset.contract, config.history)
     learner = OfflineLearner(contract, config.learner, config.behaviour, config.seed, device, dataset.has_rewards)
@@ -116,6 +127,14 @@ def prepare(config: OfflineConfig, device: str) -> tuple[Dataset, OfflineLearner
             file=sys.stderr,
         )
     return dataset, learner
+
+
+def data_for(learner: OfflineLearner, dataset: Dataset | Survey, config: OfflineConfig) -> OfflineData:
+    """Return what a learner gets its batches from."""
+    if isinstance(dataset, Dataset):
+        return DataInMemory(learner, to_batch(dataset.transitions(config.history), dataset.contract))
+    print("it is read from disk while learning, as it has more transitions than memory_limit", file=sys.stderr)
+    return StreamedData(learner, MinariSource(config.data, config.rate_hz), dataset, config.memory_limit, config.seed)
 
 
 def require_world(dataset: Dataset) -> dict[str, Any]:
@@ -137,7 +156,7 @@ class Judge:
         learner: its present policy is evaluated.
     """
 
-    def __init__(self, dataset: Dataset, config: OfflineConfig, learner: OfflineLearner) -> None:
+    def __init__(self, dataset: Dataset | Survey, config: OfflineConfig, learner: OfflineLearner) -> None:
         self.learner: Any = learner
         self._config, self._world = config, dataset.settings.get("world")
         self.possible = isinstance(self._world, dict) and config.evaluation_episodes > 0

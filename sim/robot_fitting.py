@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -169,6 +170,7 @@ def _file(target: Path, ending: str) -> Path:
 
 
 def _fit_in_process(log: Path, task: str, config: FittingConfig, transitions: int, target: Path) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the program, which then ends this process
     failure = _file(target, "failure")
     failure.unlink(missing_ok=True)
     try:

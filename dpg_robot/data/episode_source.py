@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -71,6 +72,7 @@ class Survey:
         transitions: number of transitions.
         returns: undiscounted return of each episode; empty where no rewards are known.
         notes: what was changed or left out in reading, in words, with how often.
+        digest: of all values, to know the same data again.
     """
 
     name: str
@@ -80,6 +82,16 @@ class Survey:
     transitions: int
     returns: tuple[float, ...]
     notes: dict[str, int]
+    digest: str
+
+    @property
+    def has_rewards(self) -> bool:
+        """Whether rewards are known."""
+        return bool(self.returns)
+
+    def describe(self) -> str:
+        """Return a line that says what is in it."""
+        return str(self)
 
     def __str__(self) -> str:
         contract = self.contract
@@ -102,6 +114,7 @@ def survey(source: EpisodeSource) -> Survey:
     episodes = transitions = 0
     returns: list[float] = []
     notes: Counter[str] = Counter()
+    digest = hashlib.sha256()
     for index in range(len(source)):
         found = source.read_part(index)
         if not found:
@@ -110,11 +123,25 @@ def survey(source: EpisodeSource) -> Survey:
         episodes, transitions = episodes + len(found), transitions + len(part)
         returns += part.returns.tolist()
         notes.update(note for each in found for note in each.notes)
+        for each in found:
+            digest.update(_bytes_of(each.episode))
         if len(returns) not in (0, episodes):
             raise DatasetError(f"{source.name}: only some episodes have rewards; give rewards to all or to none")
     if not episodes:
         raise DatasetError(f"{source.name} has no episodes")
-    return Survey(source.name, source.contract, source.settings, episodes, transitions, tuple(returns), dict(notes))
+    facts = (source.name, source.contract, source.settings, episodes, transitions)
+    return Survey(*facts, tuple(returns), dict(notes), digest.hexdigest()[:16])
+
+
+def read_if_small(source: EpisodeSource, most: int) -> Dataset | None:
+    """Return everything as :func:`read_all` does, or None where there are more than ``most`` transitions, which are not kept."""
+    found, count = [], 0
+    for each in iterate_episodes(source):
+        found.append(each)
+        count += len(each.episode)
+        if count > most:
+            return None
+    return _checked(found, source, source.name)
 
 
 def read_all(source: EpisodeSource, name: str | None = None) -> tuple[Dataset, dict[str, int]]:
@@ -131,7 +158,15 @@ def read_all(source: EpisodeSource, name: str | None = None) -> tuple[Dataset, d
         DatasetError: no episodes, or values that cannot be learned from.
     """
     found = list(iterate_episodes(source))
+    return _checked(found, source, name or source.name), dict(Counter(note for each in found for note in each.notes))
+
+
+def _checked(found: list[FoundEpisode], source: EpisodeSource, name: str) -> Dataset:
     if not found:
         raise DatasetError(f"{source.name} has no episodes")
-    dataset = Dataset(name or source.name, source.contract, tuple(each.episode for each in found), source.settings)
-    return dataset, dict(Counter(note for each in found for note in each.notes))
+    return Dataset(name, source.contract, tuple(each.episode for each in found), source.settings)
+
+
+def _bytes_of(episode: Episode) -> bytes:
+    values = (episode.observations, episode.actions, episode.rewards, episode.terminations, episode.truncations)
+    return b"".join([np.int64(len(episode)).tobytes(), *(each.tobytes() for each in values if each is not None)])

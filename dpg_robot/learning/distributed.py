@@ -8,8 +8,10 @@ but for rounding. A single process is the case n = 1, in which nothing is exchan
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import hashlib
+import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -138,6 +140,18 @@ class Processes:
         if self.first and size:
             carrier = torch.frombuffer(content, dtype=torch.uint8)
         return self.from_first(carrier).numpy().tobytes()
+
+    def batch_from_first(self, batch: Batch | None) -> Batch:
+        """Return the transitions of the first process, on the CPU where there are several; the others give None."""
+        if self.count == 1:
+            assert batch is not None, "the first process has transitions"
+            return batch
+        ours = [] if batch is None else [getattr(batch, each.name).cpu() for each in dataclasses.fields(Batch)]
+        kinds = [(str(value.dtype).removeprefix("torch."), list(value.shape)) for value in ours]
+        kinds = json.loads(self.bytes_from_first(lambda: json.dumps(kinds).encode()))
+        if not self.first:
+            ours = [torch.empty(shape, dtype=getattr(torch, dtype)) for dtype, shape in kinds]
+        return Batch(*map(self.from_first, ours))
 
     def wait_for_all(self) -> None:
         """Wait until all processes have come here."""

@@ -22,8 +22,9 @@ from dpg_robot.config import config_to_dict, setting
 from dpg_robot.errors import CheckpointError
 from dpg_robot.files import write_atomically
 from dpg_robot.learning.checkpoint import load_checkpoint, save_checkpoint
-from dpg_robot.learning.offline import OfflineLearner, digest
-from dpg_robot.learning.replay import Batch, ordered_replay
+from dpg_robot.learning.offline import OfflineLearner
+from dpg_robot.learning.offline_data import DataInMemory, OfflineData
+from dpg_robot.learning.replay import Batch
 from dpg_robot.learning.trainer import Evaluation, checkpoints, learner_state, newest_checkpoint, restore_learner
 
 
@@ -54,7 +55,7 @@ class OfflineTrainer:
     Args:
         learner: what to train.
         config: settings.
-        data: all transitions.
+        data: all transitions, or what gives batches of them.
         folder: the run folder; made when it does not exist.
         returns: gives the returns of the learner's present policy, always in the same episodes; None where nothing can be
             evaluated.
@@ -65,14 +66,15 @@ class OfflineTrainer:
         self,
         learner: OfflineLearner,
         config: OfflineTrainerConfig,
-        data: Batch,
+        data: Batch | OfflineData,
         folder: str | Path,
         returns: Callable[[], Evaluation] | None = None,
         seed: int = 0,
     ) -> None:
         self.learner, self.config, self.folder = learner, config, Path(folder)
         self.evaluations: list[dict[str, Any]] = []
-        self._data, self._digest, self._returns = ordered_replay(data), digest(data), returns
+        self._data: OfflineData = DataInMemory(learner, data) if isinstance(data, Batch) else data
+        self._returns = returns
         self._generator = torch.Generator().manual_seed(seed)
         self._updates = 0
         (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -86,13 +88,14 @@ class OfflineTrainer:
         """Train up to ``config.updates`` and return the last checkpoint."""
         if self._updates == 0:
             # once and for all, so that the meaning of the networks' inputs never moves
-            self.learner.observe_newest(self._data, len(self._data))
+            self._data.observe()
+        batches = self._data.batches(self._updates, self._generator)
         first = self.learner.processes.first
         writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self._updates) if first else None
         try:
             with tqdm(total=self.config.updates, initial=self._updates, unit="update", disable=not show_progress) as progress:
                 while self._updates < self.config.updates:
-                    self._learn(writer, progress)
+                    self._learn(next(batches), writer, progress)
         finally:
             if writer is not None:
                 writer.close()
@@ -114,7 +117,7 @@ class OfflineTrainer:
         if newest is None:
             return False
         tensors, state = load_checkpoint(newest)
-        if state.get("data") != self._digest:
+        if state.get("data") != self._data.digest:
             raise CheckpointError(f"{newest} was trained on other data; resume with the data set of the run, or start a new one")
         restore_learner(self.learner, tensors, state)
         self._generator.set_state(tensors["random"]["sampling"])
@@ -124,10 +127,10 @@ class OfflineTrainer:
             self._write_results(newest.name)
         return True
 
-    def _learn(self, writer: SummaryWriter | None, progress: Any) -> None:
+    def _learn(self, batch: Batch, writer: SummaryWriter | None, progress: Any) -> None:
         share = self._updates / self.config.updates
         self.learner.set_learning_rate_factor(1 - (1 - self.config.final_learning_rate_factor) * share)
-        metrics = self.learner.update(self.learner.draw(self._data, self.learner.config.batch_size, self._generator))
+        metrics = self.learner.update(batch)
         self._updates += 1
         progress.update()
         if writer is not None and self._updates % self.config.log_every == 0:
@@ -149,7 +152,7 @@ class OfflineTrainer:
         tensors, state = learner_state(self.learner)
         tensors |= {"random": {"sampling": self._generator.get_state()}}
         state |= {"updates": self._updates, "evaluations": self.evaluations, "trainer": config_to_dict(self.config)}
-        state |= {"data": self._digest, "behaviour": config_to_dict(self.learner.behaviour)}
+        state |= {"data": self._data.digest, "behaviour": config_to_dict(self.learner.behaviour)}
         if target.exists():  # left by a run that went on after this point and was then rolled back by hand
             shutil.rmtree(target)
         save_checkpoint(target, tensors, state)

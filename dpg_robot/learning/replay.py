@@ -42,6 +42,10 @@ class Batch:
         """Return these transitions in another order, drawn from a generator on the CPU; learners use parts of a batch."""
         return self.select(torch.randperm(len(self), generator=generator).to(self.reward.device))
 
+    def to(self, device: torch.device | str) -> Batch:
+        """Return these transitions on a device; no copy is made of what is there already."""
+        return Batch(*(getattr(self, name).to(device) for name in _FIELDS))
+
     def select(self, index: Tensor | slice) -> Batch:
         """Return the transitions at ``index``, a tensor of positions, a mask (N,) or a slice."""
         return Batch(*(getattr(self, name)[index] for name in _FIELDS))

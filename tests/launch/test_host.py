@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,11 +16,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 import sim
 from dpg_robot.contract import Contract
 from dpg_robot.data.log_writer import LogWriter
 from dpg_robot.data.transition import EpisodeEnd, LoopState, tick_dtype
+from dpg_robot.learning.checkpoint import load_checkpoint
+from dpg_robot.learning.trainer import newest_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = os.environ | {"MUJOCO_GL": "disable"}
@@ -79,10 +83,21 @@ def records(contract: Contract, seed: int, episodes: int = 2, steps: int = 30) -
     return rows
 
 
-def finetune(log: Path, pretrained: Path, folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+def once(log: Path, pretrained: Path, folder: Path) -> list[object]:
+    """Return the arguments that fine-tune once."""
     checkpoint = next((pretrained / "checkpoints").iterdir())
     places = ["--log", log, "--checkpoint", checkpoint, "--store", folder / "store", "--run", folder / "finetune"]
-    return launch("host.py", "finetune", "--once", *places, "--quiet", "--json", folder / "result.json", *SMALL, *more)
+    return ["finetune", "--once", *places, "--quiet", "--json", folder / "result.json", *SMALL]
+
+
+def finetune(log: Path, pretrained: Path, folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    return launch("host.py", *once(log, pretrained, folder), *more)
+
+
+def start(*arguments: object, **environment: str) -> subprocess.Popen[str]:
+    """Start a Python program that reads its arguments and more of the environment."""
+    command, pipe = [sys.executable, *map(str, arguments)], subprocess.PIPE
+    return subprocess.Popen(command, env=ENVIRONMENT | environment, stdout=pipe, stderr=pipe, text=True)
 
 
 def test_a_log_is_taken_in_learned_from_judged_and_a_better_policy_published(pretrained: Path, log: Path, tmp_path: Path) -> None:
@@ -146,6 +161,33 @@ def test_a_second_fine_tuning_into_the_same_folder_is_refused(pretrained: Path, 
     assert "choose another --run folder" in result.stderr
 
 
+def test_two_processes_fine_tune_as_one_does_and_one_of_them_writes(pretrained: Path, log: Path, tmp_path: Path) -> None:
+    more = ["finetune.improve_policy_after=20", "finetune.compare_policy_every=20", "finetune.standard_errors=0"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder in (one, two):
+        folder.mkdir()
+    result = finetune(log, pretrained, one, *more)
+    assert result.returncode == 0, result.stderr
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--"]
+    program = [Path(__file__).with_name("host_process.py"), *once(log, pretrained, two), *more]
+    processes = start(*torchrun, *program, OMP_NUM_THREADS="1")
+    try:
+        out, err = processes.communicate(timeout=280)
+        assert processes.returncode == 0, err
+        assert out.count("transitions: 120 received, 120 used, 0 excluded") == 1
+        ours, theirs = (load_file(folder / "finetune/checkpoint/networks.safetensors") for folder in (two, one))
+        for name, expected in theirs.items():
+            difference = np.abs(ours[name].astype(float) - expected).max(initial=0)
+            assert difference <= 1e-4 * max(np.abs(expected).max(initial=0), 1e-3), name
+        facts, wanted = (json.loads((folder / "result.json").read_text()) for folder in (two, one))
+        assert facts["transitions"] == wanted["transitions"]
+        assert facts["after"]["denoising_error"] == pytest.approx(wanted["after"]["denoising_error"], rel=1e-4)
+        assert [path.name for path in (two / "store/versions").iterdir()] == ["000001"]
+    finally:
+        processes.kill()
+        processes.wait()
+
+
 SERVICE = [
     "evaluation_episodes=2",
     "torch_threads=1",
@@ -158,16 +200,22 @@ SERVICE = [
 ]
 
 
-def start_service(log: Path, pretrained: Path, folder: Path, *more: str) -> subprocess.Popen[str]:
+def service_arguments(log: Path, pretrained: Path, folder: Path) -> list[object]:
     checkpoint = next((pretrained / "checkpoints").iterdir())
     places = ["--log", log, "--checkpoint", checkpoint, "--store", folder / "store", "--run", folder / "service"]
-    command = [sys.executable, ROOT / "launch" / "host.py", "finetune", *places, *SERVICE, *more]
-    return subprocess.Popen(list(map(str, command)), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return ["finetune", *places, *SERVICE]
 
 
-def wait_for(service: subprocess.Popen[str], folder: Path, *, used: int, candidates: int = 0) -> dict[str, Any]:
+def start_service(log: Path, pretrained: Path, folder: Path, *more: str) -> subprocess.Popen[str]:
+    return start(ROOT / "launch" / "host.py", *service_arguments(log, pretrained, folder), *more)
+
+
+def wait_for(
+    service: subprocess.Popen[str], folder: Path, *, used: int, candidates: int = 0, limit_s: float = 60.0
+) -> dict[str, Any]:
     """Wait until the service has learned from so many transitions, and return its status."""
-    end_s = time.monotonic() + 60
+    end_s = time.monotonic() + limit_s
+    status = None
     while time.monotonic() < end_s:
         assert service.poll() is None, service.communicate()
         with contextlib.suppress(OSError):
@@ -210,6 +258,32 @@ def test_the_service_follows_logs_survives_its_own_death_and_ends_with_everythin
     versions = [json.loads((path / "verdict.json").read_text()) for path in sorted((tmp_path / "store/versions").iterdir())]
     assert versions[0]["verdict"]["reasons"] == ["ok: the pretrained policy, without comparison"]
     assert len(versions[1]["verdict"]["reasons"]) == 8
+
+
+def test_the_service_runs_in_two_processes_until_the_first_one_is_told_to_stop(
+    pretrained: Path, log: Path, tmp_path: Path
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        rendezvous = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    # without torchrun, which kills what has not ended after some time
+    program = [Path(__file__).with_name("host_process.py"), *service_arguments(log, pretrained, tmp_path)]
+    first, second = (start(*program, RANK=rank, LOCAL_RANK=rank, **rendezvous) for rank in "01")
+    try:
+        assert wait_for(first, tmp_path, used=120, candidates=1, limit_s=200.0)["updates"] == 120
+        first.send_signal(signal.SIGTERM)
+        out, err = first.communicate(timeout=60)
+        assert first.returncode == 0, err
+        assert out.count("following") == 1
+        out, err = second.communicate(timeout=60)
+        assert (second.returncode, out) == (0, ""), err
+        assert json.loads((tmp_path / "service" / "status.json").read_text())["state"] == "stopped"
+        _, state = load_checkpoint(newest_checkpoint(tmp_path / "service"))
+        assert state["service"]["counts"]["updates"] == 120
+    finally:
+        for process in (first, second):
+            process.kill()
+            process.wait()
 
 
 def test_the_service_says_that_its_results_are_no_single_json(pretrained: Path, log: Path, tmp_path: Path) -> None:

@@ -136,6 +136,34 @@ def test_learning_from_data_alone_then_online(call, random_data, tmp_path):
     assert "was started with other settings (seed differ)" in err
 
 
+def test_a_data_set_above_the_memory_limit_is_streamed_and_resumes_to_the_same(call, random_data, tmp_path):
+    def train(run, *settings):
+        code, _, err = call("offline", f"data={random_data}", *TINY, *settings, "--run", tmp_path / run, "--quiet")
+        assert code == 0, err
+        return best_checkpoint(tmp_path / run), err
+
+    held, said = train("held", "memory_limit=65")
+    assert "read from disk" not in said
+    streamed, said = train("streamed", "memory_limit=64")
+    assert "read from disk while learning" in said
+    assert "65 transitions in 6 episodes" in said
+    networks = "networks.safetensors"
+    assert (streamed / networks).read_bytes() != (held / networks).read_bytes()
+    before = (streamed / networks).read_bytes()
+    again, said = train("streamed", "memory_limit=64", "--resume")
+    assert "resumed" in said
+    assert (again / networks).read_bytes() == before
+
+    code, _, err = call("offline", "--online", tmp_path / "streamed", "--run", tmp_path / "online", "--quiet")
+    assert code == 1
+    assert "set memory_limit to its 65 transitions or more" in err
+    several = ("memory_limit=64", "learner.n_steps=2")
+    code, _, err = call("offline", f"data={random_data}", *TINY, *several, "--run", tmp_path / "new")
+    assert code == 1
+    assert "choose learner.n_steps=1, not 2" in err
+    assert not (tmp_path / "new").exists()
+
+
 def test_data_without_rewards_train_the_denoiser_and_it_says_so(call, tmp_path):
     assert call("collect", *WORLD, "transitions=30", "--root", tmp_path, "--without-rewards", "--quiet")[0] == 0
     data = f"data={tmp_path / 'cartpole-swingup' / 'random-v0'}"

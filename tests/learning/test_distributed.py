@@ -152,6 +152,7 @@ def test_one_process_exchanges_nothing():
     assert ONE_PROCESS.bytes_from_first(lambda: b"mine") == b"mine"
     batch = shared.make_batch(0)
     assert ONE_PROCESS.share_of_batch(batch) is batch
+    assert ONE_PROCESS.batch_from_first(batch) is batch
 
 
 def test_each_row_of_a_batch_belongs_to_one_process():
