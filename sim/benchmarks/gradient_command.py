@@ -14,18 +14,11 @@ from tqdm import tqdm
 from dpg_robot.config import add_config_arguments, config_from_arguments, describe_settings
 from dpg_robot.files import write_atomically
 from sim.benchmarks.gradient_figures import draw_cosines, draw_robustness
-from sim.benchmarks.gradient_protocol import (
-    GradientProtocol,
-    LinearRun,
-    VariantConfig,
-    VariantRun,
-    needed_runs,
-    plan_runs,
-    select_runs,
-)
+from sim.benchmarks.gradient_protocol import ReportedRun, needed_runs, plan_runs, select_runs
 from sim.benchmarks.gradient_report import build_report, describe_report, to_csv
 from sim.benchmarks.gradient_results import read_results
 from sim.benchmarks.gradient_runs import execute_all
+from sim.benchmarks.gradient_settings import GradientProtocol, VariantConfig
 
 
 def add_gradient_arguments(commands: Any, default_config: Path | None = None) -> None:
@@ -34,7 +27,8 @@ def add_gradient_arguments(commands: Any, default_config: Path | None = None) ->
         "gradient",
         help="how good the learned action gradients are, beside a closed form and the true gradient in simulation",
         description="Compare the action gradients that the learner's variants learn with the exact one: in linear-Gaussian "
-        "worlds, where it has a closed form, and in simulation, where it is measured with common random numbers. "
+        "worlds, where it has a closed form, and in simulation, where it is measured with common random numbers. There each is "
+        "also followed for many small steps, beside the true gradient and a random direction, to see what it truly gains. "
         "Each run leaves a file; runs that are there already are not done again.",
     )
     add_config_arguments(parser, GradientProtocol, default_config)
@@ -52,7 +46,8 @@ def add_gradient_arguments(commands: Any, default_config: Path | None = None) ->
         action="append",
         default=[],
         metavar="KEY=NAME,...",
-        help="run and report only these; KEY is part (linear, simulated), actions, noise, task, variant or seed; several times",
+        help="run and report only these; KEY is part (linear, simulated), actions, noise, task, variant (also 'true gradient' "
+        "and 'random direction') or seed; several times",
     )
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at once, one process each (default: %(default)s)")
     parser.add_argument("--report", action="store_true", help="run nothing, report on the results that are there")
@@ -80,7 +75,7 @@ def run_gradient(arguments: argparse.Namespace) -> dict[str, Any]:
     return report | {"failed": failed}
 
 
-def _measure_missing(runs: Sequence[LinearRun | VariantRun], arguments: argparse.Namespace) -> list[str]:
+def _measure_missing(runs: Sequence[ReportedRun], arguments: argparse.Namespace) -> list[str]:
     """Carry out the runs whose results are not there yet, and those that they need; returns the titles of those that failed."""
     if arguments.jobs < 1:
         raise ValueError(f"--jobs must be 1 or more, got {arguments.jobs}")

@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-_CRITIC_COLOR = "black"
+_COLORS = {"critic": "black", "random direction": "darkgray", "true gradient": "gold"}
+_GAINS = {"gain": "true gain of r + discount V(s')", "return_gain": "true gain of the return"}
 
 
 def draw_cosines(report: Mapping[str, Any]) -> bytes:
@@ -35,32 +36,43 @@ def draw_cosines(report: Mapping[str, Any]) -> bytes:
 
 
 def draw_robustness(report: Mapping[str, Any]) -> bytes:
-    """Return a PNG: a panel for each world, a line for each variant: true gain against steps along the learned gradient."""
-    entries = [entry for entry in report["simulated"] if entry["robustness"]]
-    colors = _colors(entries)
-    tasks, noises = list(dict.fromkeys(entry["task"] for entry in entries)), sorted({entry["noise"] for entry in entries})
-    figure = _figure(len(noises), len(tasks))
-    for row, task in enumerate(tasks):
-        for column, noise in enumerate(noises):
-            axes = figure.add_subplot(len(tasks), len(noises), row * len(noises) + column + 1)
+    """Return a PNG of gains against steps along a gradient: a row of panels for each world and a line for each variant.
+
+    The columns are, for each sigma, the gain of the target, true and (dotted) as the followed network predicts it, then the true
+    gain of the return. References have no sigma and are in all panels.
+    """
+    entries = report["walks"]
+    colors, worlds = _colors(entries), list(dict.fromkeys((entry["task"], entry["noise"]) for entry in entries))
+    sigmas = sorted({entry["sigma"] for entry in entries if entry["sigma"] is not None})
+    columns = [(measure, sigma) for measure in _GAINS for sigma in sigmas]
+    figure = _figure(len(columns), len(worlds))
+    for row, (task, noise) in enumerate(worlds):
+        for column, (measure, sigma) in enumerate(columns):
+            axes = figure.add_subplot(len(worlds), len(columns), row * len(columns) + column + 1)
             for entry in entries:
-                if (entry["task"], entry["noise"]) == (task, noise):
-                    points = [(each["steps"], each["gain"]) for each in entry["robustness"]]
-                    _draw_line(axes, points, colors[entry["variant"]], entry["variant"])
+                if (entry["task"], entry["noise"]) == (task, noise) and entry["sigma"] in (sigma, None):
+                    _draw_walk(axes, entry, measure, colors[entry["variant"]])
             axes.axhline(0, color="gray", linewidth=0.8)
-            axes.set_xscale("log")
-            axes.set_title(f"{task}, noise {noise:g}", fontsize=9)
-            axes.set(xlabel="steps" if row == len(tasks) - 1 else "", ylabel="true gain of the target" if column == 0 else "")
+            axes.set_title(f"{task}, noise {noise:g}, sigma {sigma:g}", fontsize=9)
+            axes.set(xlabel="steps" if row == len(worlds) - 1 else "", ylabel=_GAINS[measure])
     return _finish(figure)
 
 
+def _draw_walk(axes: Axes, entry: Mapping[str, Any], measure: str, color: Any) -> None:
+    """Draw a true gain, and dotted the gain of the target that the network predicts."""
+    rows = entry["rows"]
+    _draw_line(axes, [(row["steps"], row[measure]) for row in rows], color, entry["variant"])
+    if measure == "gain" and "predicted_gain" in rows[0]:
+        predicted = [row["predicted_gain"]["mean"] for row in rows]
+        axes.plot([row["steps"] for row in rows], predicted, color=color, linestyle=":", linewidth=1)
+
+
 def _colors(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return a color for each variant; that of the critic is black."""
+    """Return a color for each variant; those of the critic and of the references are always the same."""
     variants = list(dict.fromkeys(entry["variant"] for entry in entries))
     palette = colormaps["tab20" if len(variants) > 11 else "tab10"]
-    others = [variant for variant in variants if variant != "critic"]
-    colors = {variant: palette(index % palette.N) for index, variant in enumerate(others)}
-    return {variant: colors.get(variant, _CRITIC_COLOR) for variant in variants}
+    others = [variant for variant in variants if variant not in _COLORS]
+    return _COLORS | {variant: palette(index % palette.N) for index, variant in enumerate(others)}
 
 
 def _figure(columns: int, rows: int) -> Figure:

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from dpg_robot.learning.denoiser import ActionDenoiser, action_after_outcome
 from dpg_robot.learning.gradient import controlled_action_gradient
-from sim.benchmarks.gradient_protocol import LinearConfig, LinearRun
+from sim.benchmarks.gradient_protocol import LinearRun
+from sim.benchmarks.gradient_settings import LinearConfig
 
 Outcome = Literal["next_state", "target", "action"]
 _CHUNK = 20_000

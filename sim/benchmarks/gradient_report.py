@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from dpg_robot.config import config_to_dict
-from sim.benchmarks.gradient_protocol import GradientProtocol, LinearRun, VariantRun
+from sim.benchmarks.gradient_protocol import LinearRun, ReportedRun, VariantRun
 from sim.benchmarks.gradient_results import Results
-from sim.benchmarks.learning_statistics import standard_error
+from sim.benchmarks.gradient_settings import GradientProtocol
+from sim.benchmarks.gradient_summary import summarize, summary_text
+from sim.benchmarks.gradient_walk_report import describe_walks, summarize_walks
 from sim.benchmarks.tables import markdown_table
 
 MEASURES = ("cosine", "cosine_per_state", "relative_error", "norm_ratio")
 COSINE_WANTED, NORM_WANTED = 0.99, 0.05
+_PLACES = ("updates", "sigma", "steps")
 LINEAR_NOTES = f"""\
 cosine, norm, bias: of the mean of the estimates with learned denoisers, beside the exact gradient; bias is relative, +- one \
 standard error.
@@ -27,17 +27,17 @@ SIMULATED_NOTES = """\
 Mean +- standard error over seeds (n) after the last update. cosine: to the true gradient, all states and actions as one vector.
 ceiling: cosine of the true gradient from one half of the draws of the noise to that from the other half.
 relative error: distance to the true gradient over its norm (0 is perfect, 1 is what a gradient of zero has)."""
-ROBUSTNESS_NOTES = """\
-True gain of r + discount V(s') in simulation, in hundredths of the target, after so many normalized steps along the learned
-gradient from the policy's actions; mean +- standard error over seeds."""
 
 
-def build_report(protocol: GradientProtocol, planned: Sequence[LinearRun | VariantRun], results: Results) -> dict[str, Any]:
+def build_report(protocol: GradientProtocol, planned: Sequence[ReportedRun], results: Results) -> dict[str, Any]:
     """Aggregate the results of the planned runs; returns plain values."""
     groups: dict[tuple[str, float, str], list[dict[str, Any]]] = {}
+    behaviours: dict[str, set[str]] = {}
     for run, result in results.items():
         if isinstance(run, VariantRun):
             groups.setdefault((run.task, run.noise, run.variant), []).append(result | {"seed": run.seed})
+        if not isinstance(run, LinearRun):
+            behaviours.setdefault(f"{run.task}, noise {run.noise:g}", set()).add(result["behaviour"])
     return {
         "settings": config_to_dict(protocol),
         "runs": {"planned": len(planned), "done": len(results)},
@@ -51,6 +51,8 @@ def build_report(protocol: GradientProtocol, planned: Sequence[LinearRun | Varia
             {"task": task, "noise": noise, "variant": variant, **_summarize(group)}
             for (task, noise, variant), group in sorted(groups.items(), key=lambda item: _rank(protocol, item[0]))
         ],
+        "walks": summarize_walks(protocol, results),
+        "mixed_behaviours": [world for world, found in behaviours.items() if len(found) > 1],
         "learner_digests": sorted({result["code"]["learner_digest"] for result in results.values()}),
     }
 
@@ -65,20 +67,10 @@ def _summarize(group: list[dict[str, Any]]) -> dict[str, Any]:
         "seeds": [result["seed"] for result in group],
         "truth": group[0]["truth"],
         "comparisons": [
-            {"updates": entries[0]["updates"]} | {name: _mean(entry[name] for entry in entries) for name in MEASURES}
+            {"updates": entries[0]["updates"]} | {name: summarize(entry[name] for entry in entries) for name in MEASURES}
             for entries in zip(*(result["comparisons"] for result in group), strict=True)
         ],
-        "robustness": [
-            {"steps": entries[0]["steps"]} | {name: _mean(entry[name] for entry in entries) for name in ("gain", "improved")}
-            for entries in zip(*(result["robustness"] for result in group), strict=True)
-        ],
     }
-
-
-def _mean(values: Iterable[float]) -> dict[str, Any]:
-    every = list(values)
-    error = standard_error(every)
-    return {"mean": float(np.mean(every)), "standard_error": error if math.isfinite(error) else None, "values": every}
 
 
 def describe_report(report: Mapping[str, Any]) -> str:
@@ -92,8 +84,10 @@ def describe_report(report: Mapping[str, Any]) -> str:
         lines += [*_noise_table(simulated, "cosine", ceiling=True), "", "Relative error", ""]
         lines += [*_noise_table(simulated, "relative_error"), "", SIMULATED_NOTES, "", "All update counts", ""]
         lines += _update_table(simulated)
-    if any(entry["robustness"] for entry in simulated):
-        lines += ["", "Following the learned gradient", "", *_robustness_table(simulated), "", ROBUSTNESS_NOTES]
+    if report["walks"]:
+        lines += ["", *describe_walks(report)]
+    if report["mixed_behaviours"]:
+        lines += ["", f"the runs are of different behaviours, remove the old ones: {'; '.join(report['mixed_behaviours'])}"]
     if len(report["learner_digests"]) > 1:
         lines += ["", f"the runs are of different states of the learner's code ({', '.join(report['learner_digests'])})"]
     return "\n".join(lines)
@@ -129,7 +123,9 @@ def _noise_table(entries: Sequence[Mapping[str, Any]], measure: str, *, ceiling:
     for task in dict.fromkeys(entry["task"] for entry in entries):
         for variant in variants:
             cells = [found.get((task, variant, noise)) for noise in noises]
-            texts = [f"{_text(cell['comparisons'][-1][measure])} ({len(cell['seeds'])})" if cell else "- (0)" for cell in cells]
+            texts = [
+                f"{summary_text(cell['comparisons'][-1][measure])} ({len(cell['seeds'])})" if cell else "- (0)" for cell in cells
+            ]
             rows.append([task, variant, *texts])
         if ceiling:
             own = [ceilings.get((task, noise)) for noise in noises]
@@ -141,40 +137,25 @@ def _update_table(entries: Iterable[Mapping[str, Any]]) -> list[str]:
     rows = [["task", "noise", "variant", "updates", *(name.replace("_", " ") for name in MEASURES)]]
     for entry in entries:
         for each in entry["comparisons"]:
-            measured = [_text(each[name]) for name in MEASURES]
+            measured = [summary_text(each[name]) for name in MEASURES]
             rows.append([entry["task"], f"{entry['noise']:g}", entry["variant"], str(each["updates"]), *measured])
     return markdown_table(rows)
 
 
-def _robustness_table(entries: Sequence[Mapping[str, Any]]) -> list[str]:
-    walks = [entry for entry in entries if entry["robustness"]]
-    steps = [each["steps"] for each in walks[0]["robustness"]]
-    rows = [["task", "noise", "variant", *(f"{count} steps" for count in steps)]]
-    for entry in walks:
-        texts = [_text(each["gain"], 100.0) for each in entry["robustness"]]
-        rows.append([entry["task"], f"{entry['noise']:g}", entry["variant"], *texts])
-    return markdown_table(rows)
-
-
-def _text(summary: Mapping[str, Any], factor: float = 1.0) -> str:
-    error = "" if summary["standard_error"] is None else f" +- {factor * summary['standard_error']:.2g}"
-    return f"{factor * summary['mean']:.3g}{error}"
-
-
 def to_csv(results: Results) -> str:
-    """Return one line for each number: of linear worlds, of comparisons (at ``updates``) and of walks (at ``steps``)."""
+    """Return one line for each number: of linear worlds, of comparisons (at ``updates``) of walks (at ``sigma``, ``steps``)."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["part", "task", "actions", "noise", "variant", "seed", "updates", "steps", "measure", "value"])
+    writer.writerow(["part", "task", "actions", "noise", "variant", "seed", "updates", "sigma", "steps", "measure", "value"])
     for run, result in results.items():
         if isinstance(run, LinearRun):
             for row in result["linear"]:
-                key = ["linear", "", run.actions, run.noise, row["variant"], run.config.seed, "", ""]
+                key = ["linear", "", run.actions, run.noise, row["variant"], run.config.seed, "", "", ""]
                 writer.writerows([*key, name, value] for name, value in row.items() if isinstance(value, float))
             continue
-        key = ["", run.noise, run.variant, run.seed]
-        for part, place in (("comparisons", "updates"), ("robustness", "steps")):
-            for entry in result[part]:
-                at = [entry["updates"], ""] if place == "updates" else ["", entry["steps"]]
-                writer.writerows([part, run.task, *key, *at, name, value] for name, value in entry.items() if name != place)
+        key = [run.task, "", run.noise, run.labels["variant"], run.seed]
+        for part in ("comparisons", "robustness"):
+            for entry in result.get(part, []):
+                at = [entry.get(place) for place in _PLACES]
+                writer.writerows([part, *key, *at, name, value] for name, value in entry.items() if name not in _PLACES)
     return text.getvalue()

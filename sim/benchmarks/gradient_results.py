@@ -16,14 +16,14 @@ from torch import Tensor
 
 from dpg_robot.config import config_to_dict
 from dpg_robot.files import write_atomically
-from sim.benchmarks.gradient_protocol import LinearRun, Run, VariantRun
+from sim.benchmarks.gradient_protocol import LinearRun, ReportedRun, Run
 from sim.benchmarks.provenance import describe_versions, now
 from sim.benchmarks.run_store import ResultError
 
-Results = dict[LinearRun | VariantRun, dict[str, Any]]
+Results = dict[ReportedRun, dict[str, Any]]
 
 
-def write_result(folder: Path, run: LinearRun | VariantRun, code: dict[str, Any], result: dict[str, Any]) -> None:
+def write_result(folder: Path, run: ReportedRun, code: dict[str, Any], result: dict[str, Any]) -> None:
     """Write the result of a run to its place in the folder of all results.
 
     Args:
@@ -38,7 +38,7 @@ def write_result(folder: Path, run: LinearRun | VariantRun, code: dict[str, Any]
     write_atomically(path, json.dumps(whole, indent=1).encode())
 
 
-def read_results(folder: Path, runs: Iterable[LinearRun | VariantRun]) -> Results:
+def read_results(folder: Path, runs: Iterable[ReportedRun]) -> Results:
     """Read the results that are there.
 
     Raises:
@@ -51,7 +51,7 @@ def read_results(folder: Path, runs: Iterable[LinearRun | VariantRun]) -> Result
             continue
         try:
             results[run] = json.loads(path.read_text(encoding="utf-8"))
-            results[run]["linear" if isinstance(run, LinearRun) else "comparisons"]
+            results[run]["linear" if isinstance(run, LinearRun) else "robustness"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ResultError(f"{path} is not the result of a run ({error!r}); remove it") from error
     return results

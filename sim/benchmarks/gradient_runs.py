@@ -13,10 +13,11 @@ from torch import Tensor
 
 from sim.benchmarks.gradient_behaviour import Behaviour, Target, restore_behaviour, train_behaviour
 from sim.benchmarks.gradient_linear import run_linear
-from sim.benchmarks.gradient_protocol import BehaviourRun, LinearRun, Run, TruthRun, VariantRun
+from sim.benchmarks.gradient_protocol import BehaviourRun, LinearRun, ReferenceRun, Run, TruthRun, VariantRun
 from sim.benchmarks.gradient_results import read_tensors, write_result, write_tensors
 from sim.benchmarks.gradient_truth import Consequences, true_gradient
 from sim.benchmarks.gradient_variants import train_and_compare
+from sim.benchmarks.gradient_walks import follow_reference
 from sim.benchmarks.processes import Finished, Progress, run_in_processes
 from sim.benchmarks.provenance import describe_code
 from sim.benchmarks.run_store import ResultError
@@ -52,7 +53,11 @@ def execute(run: Run, folder: Path) -> None:
             if facts.get("behaviour") != behaviour_hash:
                 raise ResultError(f"{folder / run.truth.place} was measured for another behaviour run; remove it")
             result = train_and_compare(run, behaviour, truth)
-            write_result(folder, run, code, result | {"elapsed_s": elapsed_s()})
+            write_result(folder, run, code, result | {"behaviour": behaviour_hash, "elapsed_s": elapsed_s()})
+        case ReferenceRun():
+            behaviour, behaviour_hash = _read_behaviour(folder, run.truth.behaviour)
+            rows = follow_reference(run, behaviour)
+            write_result(folder, run, code, {"robustness": rows, "behaviour": behaviour_hash, "elapsed_s": elapsed_s()})
 
 
 def execute_all(runs: Sequence[Run], folder: Path, jobs: int) -> Generator[Finished[Run, None], None, None]:

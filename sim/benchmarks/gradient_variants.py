@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dpg_robot.learning.estimator import GradientEstimator
 from dpg_robot.learning.outcome import StateShape
 from dpg_robot.learning.settings import LearnerConfig
 from sim.benchmarks.gradient_behaviour import Behaviour, Target
-from sim.benchmarks.gradient_protocol import RobustnessConfig, TruthRun, VariantRun
-from sim.benchmarks.gradient_truth import Consequences, compare
-from sim.benchmarks.learning_statistics import standard_error
-
-_WALK_SEED = 5
+from sim.benchmarks.gradient_protocol import VariantRun
+from sim.benchmarks.gradient_truth import compare
+from sim.benchmarks.gradient_walks import follow_learned, walks_in_simulation
 
 
 class VariantTraining:
@@ -56,7 +51,7 @@ class VariantTraining:
 
 
 def train_and_compare(run: VariantRun, behaviour: Behaviour, truth: dict[str, Tensor]) -> dict[str, Any]:
-    """Train a variant; returns how close its gradient is to the truth, and how far it leads, as plain values."""
+    """Train a variant; returns how close its gradient is to the truth, and what it gains when followed, as plain values."""
     target = Target(behaviour, run.truth.behaviour.learner, run.truth.config.policy_draws)
     training = VariantTraining(behaviour, target, run.learner, run.seed)
     comparisons, true_gradients = [], truth["halves"].mean(0)
@@ -65,42 +60,12 @@ def train_and_compare(run: VariantRun, behaviour: Behaviour, truth: dict[str, Te
         if update in run.updates:
             learned = training.estimator.action_gradient(truth["observation"], truth["action"])
             comparisons.append({"updates": update, **compare(learned, true_gradients)})
-    walk = follow(training.estimator, run.truth, run.robustness, behaviour, target) if run.robustness.states else []
+    walks = walks_in_simulation(run.truth, run.robustness, behaviour) if run.robustness.states else None
     return {
         "truth": {
             "split_half_cosine": compare(truth["halves"][0], truth["halves"][1])["cosine"],
             "root_mean_square": float(true_gradients.square().mean().sqrt()),
         },
         "comparisons": comparisons,
-        "robustness": walk,
+        "robustness": follow_learned(training.estimator, walks) if walks else [],
     }
-
-
-def follow(
-    estimator: GradientEstimator, truth: TruthRun, config: RobustnessConfig, behaviour: Behaviour, target: Target
-) -> list[dict[str, float]]:
-    """Follow a learned gradient from the policy's actions, and return the true gains of the mean target on the way.
-
-    Returns:
-        For each number of steps: mean ``gain`` over states, its ``standard_error``, and the share of states ``improved``.
-    """
-    states = behaviour.states.first(config.states)
-    consequences = Consequences(truth.behaviour, states, target, config.noise_draws)
-    action = behaviour.sample_actions(states.observation, truth.config.largest_action, _WALK_SEED)
-
-    def mean_targets() -> NDArray[np.float64]:
-        mean: NDArray[np.float64] = consequences.mean_targets(action.double().numpy()).mean(0)
-        return mean
-
-    start, gains = mean_targets(), []
-    length = config.step_size * math.sqrt(behaviour.action_size)
-    for step in range(1, max(config.steps) + 1):
-        gradient = estimator.action_gradient(states.observation, action)
-        action = (action + length * nn.functional.normalize(gradient, dim=1, eps=1e-30)).clamp(-1, 1)
-        if step in config.steps:
-            gain = mean_targets() - start
-            improved = float((gain > 0).mean())
-            gains.append(
-                {"steps": step, "gain": float(gain.mean()), "standard_error": standard_error(gain), "improved": improved}
-            )
-    return gains

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sim.benchmarks.gradient_linear import VARIANTS, LinearVariant, closed_form, compare, make_world, measure, train_denoiser
-from sim.benchmarks.gradient_protocol import LinearConfig
+from sim.benchmarks.gradient_settings import LinearConfig
 
 CONFIG = LinearConfig(hidden_sizes=(64,), updates=700, batch_size=512, final_batch_factor=4, learning_rate=1e-2, samples=100_000)
 UNBIASED = [variant for variant in VARIANTS if not variant.clean_baseline]

@@ -15,22 +15,18 @@ from dpg_robot.errors import ConfigError, UnknownNameError
 from dpg_robot.learning.settings import LearnerConfig
 from sim.benchmarks.gradient_behaviour import States, make_environment
 from sim.benchmarks.gradient_figures import draw_cosines, draw_robustness
-from sim.benchmarks.gradient_protocol import (
+from sim.benchmarks.gradient_protocol import BehaviourRun, ReferenceRun, VariantRun, needed_runs, plan_runs, select_runs
+from sim.benchmarks.gradient_report import build_report, describe_report, to_csv
+from sim.benchmarks.gradient_results import read_results
+from sim.benchmarks.gradient_runs import execute, execute_all
+from sim.benchmarks.gradient_settings import (
     BehaviourConfig,
-    BehaviourRun,
     GradientProtocol,
     LinearConfig,
     RobustnessConfig,
     TruthConfig,
     VariantConfig,
-    VariantRun,
-    needed_runs,
-    plan_runs,
-    select_runs,
 )
-from sim.benchmarks.gradient_report import build_report, describe_report, to_csv
-from sim.benchmarks.gradient_results import read_results
-from sim.benchmarks.gradient_runs import execute, execute_all
 from sim.benchmarks.gradient_truth import Consequences, compare, true_gradient
 from sim.benchmarks.run_store import ResultError
 
@@ -46,7 +42,7 @@ TINY = GradientProtocol(
     variants={"critic": VariantConfig("critic"), "head": VariantConfig("next_state", "head")},
     updates=(2, 4),
     seeds=(0,),
-    robustness=RobustnessConfig(states=3, noise_draws=4, steps=(1, 2)),
+    robustness=RobustnessConfig(states=3, noise_draws=4, return_draws=2, return_steps=2, steps=(1, 2)),
 )
 
 
@@ -130,17 +126,24 @@ def test_all_stages_give_a_report_with_tables_csv_and_figures(finished):
     runs = plan_runs(TINY)
     results = read_results(finished, runs)
     report = build_report(TINY, runs, results)
-    assert report["runs"] == {"planned": 3, "done": 3}
+    assert report["runs"] == {"planned": 5, "done": 5}
     assert len(report["linear"]) == 7
     assert [entry["variant"] for entry in report["simulated"]] == ["critic", "head"]
     critic = report["simulated"][0]
     assert [entry["updates"] for entry in critic["comparisons"]] == [2, 4]
-    assert [entry["steps"] for entry in critic["robustness"]] == [1, 2]
-    assert critic["robustness"][0]["gain"]["mean"] != 0
+    walks = {(entry["variant"], entry["sigma"]): entry["rows"] for entry in report["walks"]}
+    learned = [(variant, sigma) for variant in ("critic", "head") for sigma in (0.0, 0.2)]
+    assert list(walks) == [*learned, ("true gradient", None), ("random direction", None)]
+    assert all([row["steps"] for row in rows] == [1, 2] for rows in walks.values())
+    assert all(row["gain"]["mean"] != 0 != row["return_gain"]["mean"] for rows in walks.values() for row in rows)
+    assert "predicted_gain" in walks["head", 0.2][0]
+    assert "predicted_gain" not in walks["true gradient", None][0]
+    assert not report["mixed_behaviours"]
     json.dumps(report)
     text = describe_report(report)
-    assert "3 of 3 runs" in text
+    assert "5 of 5 runs" in text
     assert "| quadruped-walk | ceiling |" in " ".join(text.split())
+    assert "| quadruped-walk | 0.3 | random direction | | 1 |" in " ".join(text.split())
     lines = to_csv(results).splitlines()
     assert len({len(line.split(",")) for line in lines if "baseline of" not in line}) == 1
     for figure in (draw_cosines(report), draw_robustness(report)):
@@ -155,8 +158,8 @@ def test_the_command_does_nothing_again_and_writes_what_it_reports(finished, tmp
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), "gradient", *map(str, options)])
     runpy.run_path(str(SCRIPT), run_name="__main__")
     out, err = capsys.readouterr()
-    assert "0 runs to do, 2 of 2 are there already" in err
-    assert "2 of 2 runs" in out
+    assert "0 runs to do, 4 of 4 are there already" in err
+    assert "4 of 4 runs" in out
     assert json.loads(files["json"].read_text())["simulated"][0]["variant"] == "critic"
     assert all(path.stat().st_size for path in files.values())
 
@@ -187,8 +190,29 @@ def test_a_truth_of_another_behaviour_is_refused(finished, tmp_path):
         execute(run, tmp_path)
 
 
+def test_a_report_names_worlds_whose_runs_are_of_different_behaviours(finished):
+    results = read_results(finished, plan_runs(TINY))
+    next(result for run, result in results.items() if isinstance(run, ReferenceRun))["behaviour"] = "another"
+    report = build_report(TINY, plan_runs(TINY), results)
+    assert report["mixed_behaviours"] == ["quadruped-walk, noise 0.3"]
+    assert "the runs are of different behaviours" in describe_report(report)
+
+
+def test_walks_can_be_left_out(finished, tmp_path):
+    without = dataclasses.replace(TINY, robustness=RobustnessConfig(states=0))
+    runs = plan_runs(without)
+    assert [type(run) for run in runs[1:]] == [VariantRun, VariantRun]
+    for needed in (runs[1].truth.behaviour, runs[1].truth):
+        (tmp_path / needed.place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / needed.place).write_bytes((finished / needed.place).read_bytes())
+    execute(runs[1], tmp_path)
+    report = build_report(without, runs, read_results(tmp_path, runs))
+    assert report["walks"] == []
+    assert "True gain" not in describe_report(report)
+
+
 def test_a_run_that_fails_says_why_and_stops_no_other(tmp_path):
-    linear, variant, _ = plan_runs(TINY)
+    linear, variant, *_ = plan_runs(TINY)
     endings = {ending.run: ending for ending in execute_all([variant, linear], tmp_path, jobs=2)}
     assert "is not there, as its run failed or was removed" in endings[variant].error
     assert endings[linear].error == ""
@@ -197,7 +221,7 @@ def test_a_run_that_fails_says_why_and_stops_no_other(tmp_path):
 
 def test_files_of_other_settings_lie_beside_each_other():
     changed = dataclasses.replace(TINY, learner=dataclasses.replace(LEARNER, sigma_min=0.2))
-    (linear, first, _), (other_linear, second, _) = plan_runs(TINY), plan_runs(changed)
+    (linear, first, *_), (other_linear, second, *_) = plan_runs(TINY), plan_runs(changed)
     assert linear.place == other_linear.place
     assert first.place.parent == second.place.parent
     assert first.place != second.place
@@ -207,13 +231,14 @@ def test_files_of_other_settings_lie_beside_each_other():
 
 def test_runs_share_behaviour_and_truth():
     behaviours, truths, last = needed_runs(plan_runs(dataclasses.replace(TINY, seeds=(0, 1))))
-    assert [len(behaviours), len(truths), len(last)] == [1, 1, 5]
+    assert [len(behaviours), len(truths), len(last)] == [1, 1, 9]
 
 
 def test_runs_are_chosen_by_labels():
     runs = plan_runs(TINY)
     assert [run.variant for run in select_runs(runs, ["variant=head"]) if isinstance(run, VariantRun)] == ["head"]
-    assert len(select_runs(runs, ["part=simulated"])) == 2
+    assert len(select_runs(runs, ["part=simulated"])) == 4
+    assert [run.seed for run in select_runs(runs, ["variant=true gradient"]) if isinstance(run, ReferenceRun)] == [0]
     assert len(select_runs(runs, ["part=linear", "actions=1"])) == 1
     with pytest.raises(UnknownNameError, match="Did you mean 'critic'"):
         select_runs(runs, ["variant=critik"])
