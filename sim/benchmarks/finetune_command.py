@@ -114,8 +114,13 @@ def _summary(result: FinetuneResult) -> dict[str, float]:
     }
 
 
-def _gate_summary(results: list[FinetuneResult]) -> dict[str, int]:
-    """Return how often the gate let candidates pass, by what they were worth on the robot beside the policy before."""
+def _gate_summary(results: list[FinetuneResult]) -> dict[str, Any]:
+    """Return how often the gate let candidates pass, by what they were worth on the robot beside the policy before.
+
+    Besides, the largest share of the robot's return that a candidate lost which passed, and the lowest point of any robot's curve
+    beside its beginning, as a share.
+    """
+    lost, lowest = 0.0, 0.0
     counts = {"passed_better": 0, "passed_worse": 0, "stopped_better": 0, "stopped_worse": 0, "poisoned_stopped": 0}
     for result in results:
         current = np.array(result.curve[0]["returns"])
@@ -125,9 +130,12 @@ def _gate_summary(results: list[FinetuneResult]) -> dict[str, int]:
             verdict = "passed" if candidate["passed"] else "stopped"
             counts[f"{verdict}_{'worse' if worse else 'better'}"] += 1
             if candidate["passed"]:
+                lost = max(lost, -float(gains.mean() / current.mean()))
                 current = np.array(candidate["returns"])
+        means = [float(np.mean(point["returns"])) for point in result.curve]
+        lowest = max(lowest, 1.0 - min(means) / means[0])
         counts["poisoned_stopped"] += not result.poisoned["passed"]
-    return counts | {"poisoned": len(results)}
+    return counts | {"poisoned": len(results), "largest_loss_passed": lost, "largest_loss_since_start": lowest}
 
 
 def describe_report(report: dict[str, Any]) -> str:
@@ -145,6 +153,8 @@ def describe_report(report: dict[str, Any]) -> str:
         f"the gate let pass {gate['passed_better']} candidates that were as good or better on the robot and "
         f"{gate['passed_worse']} that were worse beyond noise; it stopped {gate['stopped_worse']} worse ones and "
         f"{gate['stopped_better']} others, and {gate['poisoned_stopped']} of {gate['poisoned']} spoilt ones",
+        f"the largest loss that passed was {gate['largest_loss_passed']:.1%}; no robot was ever more than "
+        f"{gate['largest_loss_since_start']:.1%} below its beginning",
     ]
     if report["missing"]:
         lines += ["", f"not there yet: {len(report['missing'])} runs, such as {report['missing'][0]}"]

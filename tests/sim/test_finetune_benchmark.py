@@ -82,7 +82,11 @@ def test_what_was_regained_is_a_share_of_what_the_shift_cost() -> None:
 def test_the_gate_is_judged_by_what_candidates_were_worth_on_the_robot(passed: bool, returns: list[float], counted: str) -> None:
     runs = select_runs(SMALL, [])
     report = build_report(runs, {runs[0]: result(60.0, 60.0, passed=passed, returns=returns)})
-    assert report["gate"] == dict.fromkeys(report["gate"], 0) | {counted: 1, "poisoned": 1, "poisoned_stopped": 1}
+    gate = report["gate"]
+    loss = 1 - sum(returns) / 120 if counted == "passed_worse" else 0.0
+    assert gate.pop("largest_loss_passed") == pytest.approx(loss)
+    assert gate.pop("largest_loss_since_start") == 0.0
+    assert gate == dict.fromkeys(gate, 0) | {counted: 1, "poisoned": 1, "poisoned_stopped": 1}
 
 
 def test_a_run_pretrains_learns_from_its_robot_and_tries_a_spoilt_candidate(tmp_path: Path) -> None:
