@@ -18,10 +18,12 @@ from hw_drivers.benchmarks.faults_command import add_fault_arguments
 from hw_drivers.benchmarks.loop_command import add_loop_arguments
 from sim.benchmarks.finetune_command import add_finetune_arguments
 from sim.benchmarks.gradient_command import add_gradient_arguments
+from sim.benchmarks.identification_command import add_identification_arguments
 from sim.benchmarks.learning_command import add_learn_arguments
 from sim.benchmarks.loop_policy import write_untrained_policies
 from sim.benchmarks.machine import machine_facts
 from sim.benchmarks.offline_command import add_offline_arguments
+from sim.benchmarks.offline_start_command import add_offline_start_arguments
 from sim.benchmarks.simulation_command import add_sim_arguments
 from sim.benchmarks.speed_command import add_speed_arguments
 from sim.benchmarks.transfer_command import add_transfer_arguments
@@ -37,7 +39,9 @@ def main() -> None:
     add_learn_arguments(commands, CONFIGS / "learn.yaml")
     add_gradient_arguments(commands, CONFIGS / "gradient.yaml")
     add_offline_arguments(commands)
+    add_offline_start_arguments(commands)
     add_finetune_arguments(commands)
+    add_identification_arguments(commands)
     add_throughput_arguments(commands)
     add_speed_arguments(commands)
     add_bus_arguments(commands)

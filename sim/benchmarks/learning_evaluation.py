@@ -20,7 +20,7 @@ Act = Callable[[NDArray[np.float32]], NDArray[Any]]
 
 def make_environment(run: Run, num_envs: int, seed: int) -> BatchEnvironment:
     """Return environments of a run, without history."""
-    return make_native(run.task, num_envs, seed, num_threads=1, action_repeat=run.action_repeat, disturbance=run.disturbance)
+    return make_native(run.task, num_envs, seed, 1, run.action_repeat, run.randomization, run.disturbance)
 
 
 def with_history(environment: BatchEnvironment, frames: int) -> BatchEnvironment | HistoryEnvironment:

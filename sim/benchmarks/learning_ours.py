@@ -26,9 +26,10 @@ class OurTraining:
     Args:
         run: what to run.
         config: the variant.
+        start: a learner whose denoiser is taken over before the run, instead of one that learns ``config.motion``.
     """
 
-    def __init__(self, run: Run, config: OurConfig) -> None:
+    def __init__(self, run: Run, config: OurConfig, start: Learner | None = None) -> None:
         environment = make_environment(run, config.num_envs, run.seed)
         contract = environment.contract(run.history)
         self.learner = Learner(contract, config.learner, run.seed)
@@ -38,8 +39,10 @@ class OurTraining:
         self._run, self._config = run, config
         self._collector = Collector(environment, contract)
         self._generator = torch.Generator().manual_seed(run.seed)
-        if config.motion.transitions:
-            self.learner.adopt_denoiser(self._learn_motion())
+        if start is None and config.motion.transitions:
+            start = self._learn_motion()
+        if start is not None:
+            self.learner.adopt_denoiser(start)
 
     def train(self, evaluator: Evaluator, progress: Callable[[int], object]) -> None:
         """Train to the end; ``progress`` is called with the frames used since its last call."""
@@ -101,8 +104,10 @@ class OurTraining:
         self.learner.observe_newest(self.replay, len(batch))
 
 
-def train_ours(run: Run, config: OurConfig, evaluator: Evaluator, progress: Callable[[int], object]) -> int:
-    """Train our learner for the frames of a run; returns the number of gradient updates."""
-    training = OurTraining(run, config)
+def train_ours(
+    run: Run, config: OurConfig, evaluator: Evaluator, progress: Callable[[int], object], start: Learner | None = None
+) -> int:
+    """Train our learner for the frames of a run; returns the number of gradient updates. See :class:`OurTraining`."""
+    training = OurTraining(run, config, start)
     training.train(evaluator, progress)
     return training.updates

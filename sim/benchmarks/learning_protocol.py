@@ -15,6 +15,7 @@ from dpg_robot.learning.learner import LearnerConfig
 from sim.benchmarks.filters import parse_filters
 from sim.disturbance import DISTURBANCE_PRESETS, Disturbance
 from sim.presets import resolve_preset
+from sim.randomization import Randomization
 from sim.tasks import TASKS
 
 
@@ -85,6 +86,7 @@ class Run:
         disturbance: preset's name or YAML file.
         history: previous frames in each observation.
         frames: control steps of the task, all repeats and the warm-up included.
+        randomization: dynamics of the environments, training and evaluation alike: a preset's name or the settings themselves.
     """
 
     task: str
@@ -98,6 +100,7 @@ class Run:
     evaluate_every: int
     evaluation_episodes: int
     evaluation_seed: int
+    randomization: str | Randomization = "none"
 
     @property
     def decisions(self) -> int:
@@ -123,7 +126,7 @@ class Run:
         """Return all settings as plain values, the disturbance's own included: what a stored result must agree with."""
         resolved = config_to_dict(resolve_preset("disturbance", self.disturbance, Disturbance, DISTURBANCE_PRESETS))
         side = "ours" if isinstance(self.settings, OurConfig) else "peer"
-        return config_to_dict(self) | {"randomization": "none", "side": side, "disturbance_settings": resolved}
+        return config_to_dict(self) | {"side": side, "disturbance_settings": resolved}
 
 
 @dataclass(frozen=True)
