@@ -19,6 +19,9 @@ from sim.benchmarks.learning_statistics import standard_error
 from sim.benchmarks.run_store import ResultError, read_results
 from sim.benchmarks.tables import markdown_table
 
+_SIMULATIONS = {"first": "before it was fitted", "fitted": "after it was fitted"}
+_LEAST_PAIRS = 3
+
 
 def add_finetune_arguments(commands: Any, default_config: Path | None = None) -> None:
     """Add the command ``finetune`` and its options to the sub-commands of a parser."""
@@ -95,7 +98,8 @@ def build_report(runs: list[FinetuneRun], results: Mapping[FinetuneRun, Finetune
             cell[name] = {"mean": float(np.mean(values)), "standard_error": error if np.isfinite(error) else None}
         lost = cell["in_simulation"]["mean"] - cell["before"]["mean"]
         cell["regained"] = cell["gain"]["mean"] / lost if lost > 0 else None
-    gate = _gate_summary([results[run] for run in runs if run in results])
+    found = [results[run] for run in runs if run in results]
+    gate = _gate_summary(found) | {"simulation": {name: _agreement(found, fitted=name == "fitted") for name in _SIMULATIONS}}
     return {"cells": cells, "gate": gate, "missing": [run.title for run in runs if run not in results]}
 
 
@@ -138,6 +142,22 @@ def _gate_summary(results: list[FinetuneResult]) -> dict[str, Any]:
     return counts | {"poisoned": len(results), "largest_loss_passed": lost, "largest_loss_since_start": lowest}
 
 
+def _agreement(results: list[FinetuneResult], *, fitted: bool) -> dict[str, float | int | None]:
+    """Return how the gate's simulation agrees with the robots on candidates, judged before the first fit or after it."""
+    pairs = np.array(
+        [
+            (candidate["gate_return"], np.mean(candidate["returns"]))
+            for result in results
+            for candidate in result.candidates
+            if fitted == any(fit["minutes"] <= candidate["minutes"] for fit in result.fits)
+        ]
+    ).reshape(-1, 2)
+    if len(pairs) < _LEAST_PAIRS:
+        return {"candidates": len(pairs), "error": None, "correlation": None}
+    difference, correlation = np.abs(pairs[:, 0] - pairs[:, 1]).mean(), np.corrcoef(pairs.T)[0, 1]
+    return {"candidates": len(pairs), "error": float(difference), "correlation": float(correlation)}
+
+
 def describe_report(report: dict[str, Any]) -> str:
     """Return the tables as text, with what is missing below them."""
     rows = [["robot", "learner", "in simulation", "before", "half-way", "after", "gain", "regained"]]
@@ -156,6 +176,12 @@ def describe_report(report: dict[str, Any]) -> str:
         f"the largest loss that passed was {gate['largest_loss_passed']:.1%}; no robot was ever more than "
         f"{gate['largest_loss_since_start']:.1%} below its beginning",
     ]
+    for name, agreement in gate["simulation"].items():
+        if agreement["error"] is not None:
+            lines.append(
+                f"the gate's simulation {_SIMULATIONS[name]}, beside the robots, {agreement['candidates']} candidates: mean "
+                f"difference of returns {agreement['error']:.1f}, correlation {agreement['correlation']:.3f}"
+            )
     if report["missing"]:
         lines += ["", f"not there yet: {len(report['missing'])} runs, such as {report['missing'][0]}"]
     return "\n".join(lines)

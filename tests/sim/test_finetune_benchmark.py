@@ -6,6 +6,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dpg_robot.errors import UnknownNameError
@@ -81,12 +82,27 @@ def test_what_was_regained_is_a_share_of_what_the_shift_cost() -> None:
 )
 def test_the_gate_is_judged_by_what_candidates_were_worth_on_the_robot(passed: bool, returns: list[float], counted: str) -> None:
     runs = select_runs(SMALL, [])
-    report = build_report(runs, {runs[0]: result(60.0, 60.0, passed=passed, returns=returns)})
+    candidate = {"minutes": 1.0, "gate_return": 60.0, "passed": passed, "returns": returns}
+    report = build_report(runs, {runs[0]: result(60.0, 60.0, **candidate)})
     gate = report["gate"]
+    assert gate.pop("simulation")["first"] == {"candidates": 1, "error": None, "correlation": None}
     loss = 1 - sum(returns) / 120 if counted == "passed_worse" else 0.0
     assert gate.pop("largest_loss_passed") == pytest.approx(loss)
     assert gate.pop("largest_loss_since_start") == 0.0
     assert gate == dict.fromkeys(gate, 0) | {counted: 1, "poisoned": 1, "poisoned_stopped": 1}
+
+
+def test_the_gates_simulation_is_judged_before_and_after_its_first_fit() -> None:
+    (run,) = select_runs(SMALL, [])
+    found = result(60.0, 60.0)
+    told = [(1.0, 50.0, 80.0), (2.0, 60.0, 90.0), (3.0, 40.0, 40.0), (4.0, 30.0, 33.0), (5.0, 20.0, 20.0)]
+    for minutes, gate_return, on_robot in told:
+        found.candidates.append({"minutes": minutes, "gate_return": gate_return, "returns": [on_robot] * 2, "passed": False})
+    found.fits.append({"minutes": 3.0})
+    gate = build_report([run], {run: found})["gate"]["simulation"]
+    assert gate["first"] == {"candidates": 2, "error": None, "correlation": None}
+    assert (gate["fitted"]["candidates"], gate["fitted"]["error"]) == (3, 1.0)
+    assert gate["fitted"]["correlation"] == pytest.approx(np.corrcoef([40, 30, 20], [40, 33, 20])[0, 1])
 
 
 def test_a_run_pretrains_learns_from_its_robot_and_tries_a_spoilt_candidate(tmp_path: Path) -> None:
