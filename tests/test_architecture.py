@@ -54,8 +54,9 @@ def test_the_robot_side_imports_without_what_only_training_needs(package):
 
 
 def test_importing_the_simulation_alone_needs_no_torch():
-    # Stable-Baselines3, which its adapter is for, brings torch itself; benchmarks and data sets of policies are about learning
-    with_torch = ("sim.sb3_env", "sim.dataset_kinds", "sim.benchmarks")
+    # Stable-Baselines3, which its adapter is for, brings torch itself; benchmarks and data sets of policies, and simulations in
+    # which policies are judged, are about learning
+    with_torch = ("sim.sb3_env", "sim.dataset_kinds", "sim.benchmarks", "sim.fitted_simulation", "sim.robot_fitting")
     names = [name for name in modules("sim") if not name.startswith(with_torch)]
     assert len(names) > 30
     program = f"import sys\nfor name in {names!r}: __import__(name)\nprint('torch' in sys.modules, 'mujoco' in sys.modules)"
