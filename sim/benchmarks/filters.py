@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 from dpg_robot.errors import ConfigError, unknown_name
+
+R = TypeVar("R")
 
 
 def parse_filters(filters: Sequence[str], known: Mapping[str, Collection[str]]) -> dict[str, set[str]]:
@@ -30,3 +33,9 @@ def parse_filters(filters: Sequence[str], known: Mapping[str, Collection[str]]) 
                 raise unknown_name(f"{key} of this protocol", name, known[key])
             wanted.setdefault(key, set()).add(name)
     return wanted
+
+
+def select_by_attributes(runs: Iterable[R], filters: Sequence[str], known: Mapping[str, Collection[str]]) -> list[R]:
+    """Return the runs that all filters name; the keys are names of attributes. Arguments and errors as :func:`parse_filters`."""
+    wanted = parse_filters(filters, known)
+    return [run for run in runs if all(str(getattr(run, key)) in names for key, names in wanted.items())]

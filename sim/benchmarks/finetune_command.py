@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from dpg_robot.config import add_config_arguments, config_from_arguments, config_to_dict
 from sim.benchmarks.finetune_protocol import FinetuneProtocol, FinetuneRun, select_runs
 from sim.benchmarks.finetune_runs import FinetuneResult, execute_all, pretrain
 from sim.benchmarks.learning_statistics import standard_error
-from sim.benchmarks.run_store import ResultError, read_results
+from sim.benchmarks.run_commands import add_run_arguments, do_runs, require_jobs, say_what_is_missing
+from sim.benchmarks.run_store import read_same_results
 from sim.benchmarks.tables import markdown_table
 
 _SIMULATIONS = {"first": "before it was fitted", "fitted": "after it was fitted"}
@@ -33,52 +31,29 @@ def add_finetune_arguments(commands: Any, default_config: Path | None = None) ->
         "runs that are there already are not done again.",
     )
     add_config_arguments(parser, FinetuneProtocol, default_config)
-    parser.add_argument(
-        "--results", type=Path, default=Path("runs/finetune-benchmark"), metavar="FOLDER",
-        help="folder of pretrained learners and results (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--only", action="append", default=[], metavar="KEY=NAME,...",
-        help="run and report only these; KEY is variant, shift or seed; may be given several times",
-    )  # fmt: skip
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at once, one process each (default: %(default)s)")
-    parser.add_argument("--report", action="store_true", help="run nothing, report on the results that are there")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that is reported to FILE too")
+    add_run_arguments(parser, "runs/finetune-benchmark", "variant, shift or seed", holds="pretrained learners and results")
     parser.set_defaults(run=run_finetune)
 
 
 def run_finetune(arguments: argparse.Namespace) -> dict[str, Any]:
     """Do the runs that are missing, then print the tables and return all that was measured."""
-    if arguments.jobs < 1:
-        raise ValueError(f"--jobs must be 1 or more, got {arguments.jobs}")
+    require_jobs(arguments)
     protocol = config_from_arguments(FinetuneProtocol, arguments)
     runs = select_runs(protocol, arguments.only)
-    stored = read_results(arguments.results, runs, FinetuneResult)
-    if stored.other:
-        run, differing = next(iter(stored.other.items()))
-        raise ResultError(
-            f"{arguments.results / run.place} is a result of other settings ({'; '.join(differing[:3])}); "
-            "remove it, or choose another folder with --results"
-        )
-    there = dict(stored.results)
+    there = read_same_results(arguments.results, runs, FinetuneResult)
     failed: list[str] = []
     if not arguments.report:
-        missing = [run for run in runs if run not in there]
-        print(f"{len(missing)} runs to do, {len(there)} are there already", file=sys.stderr)
+        missing = say_what_is_missing(runs, there)
         for variant in dict.fromkeys(run.variant for run in missing):
             pretrain(protocol, variant, arguments.results, not arguments.quiet)
-        steps = sum(run.steps for run in missing)
-        bar = tqdm(total=steps, unit="step", unit_scale=True, disable=arguments.quiet, file=sys.stderr)
-        endings = execute_all(missing, arguments.results, arguments.jobs, bar.update)
-        with bar, closing(endings):
-            for finished in endings:
-                if finished.value is None:
-                    failed.append(finished.run.title)
-                    tqdm.write(f"{finished.run.title}: FAILED\n{finished.error.rstrip()}", file=sys.stderr)
-                else:
-                    there[finished.run] = finished.value
-                    tqdm.write(f"{finished.run.title}: {_curve_in_words(finished.value)}", file=sys.stderr)
+        failed = do_runs(
+            lambda progress: execute_all(missing, arguments.results, arguments.jobs, progress),
+            there,
+            lambda finished, result: _curve_in_words(result),
+            total=sum(run.steps for run in missing),
+            unit="step",
+            quiet=arguments.quiet,
+        )
     report = build_report(runs, there)
     print(describe_report(report))
     return {"settings": config_to_dict(protocol), **report, "failed": failed}

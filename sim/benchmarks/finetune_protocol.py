@@ -13,7 +13,7 @@ from dpg_robot.host.gate import GateConfig
 from dpg_robot.host.service import ServiceConfig
 from dpg_robot.learning.learner import LearnerConfig
 from dpg_robot.learning.trainer import TrainerConfig
-from sim.benchmarks.filters import parse_filters
+from sim.benchmarks.filters import select_by_attributes
 from sim.identification import IdentificationSettings
 from sim.randomization import Randomization
 from sim.robot_fitting import FittingConfig
@@ -132,9 +132,8 @@ def select_runs(protocol: FinetuneProtocol, filters: Sequence[str]) -> list[Fine
         UnknownNameError: a key or a name that there is not.
     """
     known = {"variant": list(protocol.variants), "shift": list(protocol.shifts), "seed": [str(seed) for seed in protocol.seeds]}
-    wanted = parse_filters(filters, known)
     runs = [
         FinetuneRun(variant, shift, seed, protocol)
         for seed, shift, variant in itertools.product(protocol.seeds, protocol.shifts, protocol.variants)
     ]
-    return [run for run in runs if all(str(getattr(run, key)) in names for key, names in wanted.items())]
+    return select_by_attributes(runs, filters, known)

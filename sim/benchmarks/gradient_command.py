@@ -19,6 +19,7 @@ from sim.benchmarks.gradient_report import build_report, describe_report, to_csv
 from sim.benchmarks.gradient_results import read_results
 from sim.benchmarks.gradient_runs import execute_all
 from sim.benchmarks.gradient_settings import GradientProtocol, VariantConfig
+from sim.benchmarks.run_commands import add_run_arguments, require_jobs
 
 
 def add_gradient_arguments(commands: Any, default_config: Path | None = None) -> None:
@@ -34,25 +35,8 @@ def add_gradient_arguments(commands: Any, default_config: Path | None = None) ->
     add_config_arguments(parser, GradientProtocol, default_config)
     named = "\n".join(f"  {line}" for line in describe_settings(VariantConfig, "variants.NAME."))
     parser.epilog += f"\n\nsettings of each variant:\n{named}"
-    parser.add_argument(
-        "--results",
-        type=Path,
-        default=Path("runs/gradient"),
-        metavar="FOLDER",
-        help="folder of all results (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--only",
-        action="append",
-        default=[],
-        metavar="KEY=NAME,...",
-        help="run and report only these; KEY is part (linear, simulated), actions, noise, task, variant (also 'true gradient' "
-        "and 'random direction') or seed; several times",
-    )
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at once, one process each (default: %(default)s)")
-    parser.add_argument("--report", action="store_true", help="run nothing, report on the results that are there")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that is reported to FILE too")
+    keys = "part (linear, simulated), actions, noise, task, variant (also 'true gradient' and 'random direction') or seed"
+    add_run_arguments(parser, "runs/gradient", keys)
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write all numbers to FILE, a line for each")
     parser.add_argument("--figure", type=Path, metavar="FILE", help="draw cosines against noise to FILE, a PNG")
     parser.add_argument("--robustness-figure", type=Path, metavar="FILE", help="draw gains against steps to FILE, a PNG")
@@ -77,8 +61,7 @@ def run_gradient(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _measure_missing(runs: Sequence[ReportedRun], arguments: argparse.Namespace) -> list[str]:
     """Carry out the runs whose results are not there yet, and those that they need; returns the titles of those that failed."""
-    if arguments.jobs < 1:
-        raise ValueError(f"--jobs must be 1 or more, got {arguments.jobs}")
+    require_jobs(arguments)
     wanted = [run for run in runs if not (arguments.results / run.place).exists()]
     missing = [[run for run in stage if not (arguments.results / run.place).exists()] for stage in needed_runs(wanted)]
     print(f"{sum(map(len, missing))} runs to do, {len(runs) - len(wanted)} of {len(runs)} are there already", file=sys.stderr)

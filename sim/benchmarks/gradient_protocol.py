@@ -87,8 +87,32 @@ class TruthRun:
         return f"{self.behaviour.task}, noise {self.behaviour.noise:g}, true gradient"
 
 
+class _WorldRun:
+    """What runs in one simulated world have in common."""
+
+    truth: TruthRun
+    seed: int
+
+    @property
+    def task(self) -> str:
+        """The task of its world."""
+        return self.truth.behaviour.task
+
+    @property
+    def noise(self) -> float:
+        """The actuators' noise in its world."""
+        return self.truth.behaviour.noise
+
+    def _place(self, name: str) -> Path:
+        return self.truth.place.with_name(f"{name}-seed-{self.seed}-{digest(self)}.json")
+
+    def _labels(self, variant: str) -> dict[str, str]:
+        own = {"part": "simulated", "task": self.task, "noise": f"{self.noise:g}"}
+        return own | {"variant": variant, "seed": str(self.seed)}
+
+
 @dataclass(frozen=True)
-class VariantRun:
+class VariantRun(_WorldRun):
     """One variant that learns the gradient in one simulated world.
 
     Attributes:
@@ -103,25 +127,14 @@ class VariantRun:
     robustness: RobustnessConfig
 
     @property
-    def task(self) -> str:
-        """The task of its world."""
-        return self.truth.behaviour.task
-
-    @property
-    def noise(self) -> float:
-        """The actuators' noise in its world."""
-        return self.truth.behaviour.noise
-
-    @property
     def place(self) -> Path:
         """Where the result lies in the folder of all results."""
-        return self.truth.place.with_name(f"{self.variant}-seed-{self.seed}-{digest(self)}.json")
+        return self._place(self.variant)
 
     @property
     def labels(self) -> dict[str, str]:
         """What ``--only`` can choose by."""
-        own = {"part": "simulated", "task": self.task, "noise": f"{self.noise:g}"}
-        return own | {"variant": self.variant, "seed": str(self.seed)}
+        return self._labels(self.variant)
 
     @property
     def title(self) -> str:
@@ -130,7 +143,7 @@ class VariantRun:
 
 
 @dataclass(frozen=True)
-class ReferenceRun:
+class ReferenceRun(_WorldRun):
     """A walk in one simulated world along the true gradient, or in a random direction.
 
     Attributes:
@@ -146,25 +159,14 @@ class ReferenceRun:
     robustness: RobustnessConfig
 
     @property
-    def task(self) -> str:
-        """The task of its world."""
-        return self.truth.behaviour.task
-
-    @property
-    def noise(self) -> float:
-        """The actuators' noise in its world."""
-        return self.truth.behaviour.noise
-
-    @property
     def place(self) -> Path:
         """Where the result lies in the folder of all results."""
-        return self.truth.place.with_name(f"{self.reference.replace(' ', '-')}-seed-{self.seed}-{digest(self)}.json")
+        return self._place(self.reference.replace(" ", "-"))
 
     @property
     def labels(self) -> dict[str, str]:
         """What ``--only`` can choose by."""
-        own = {"part": "simulated", "task": self.task, "noise": f"{self.noise:g}"}
-        return own | {"variant": self.reference, "seed": str(self.seed)}
+        return self._labels(self.reference)
 
     @property
     def title(self) -> str:
@@ -176,7 +178,7 @@ ReportedRun: TypeAlias = LinearRun | VariantRun | ReferenceRun
 Run: TypeAlias = ReportedRun | BehaviourRun | TruthRun
 
 
-def digest(run: Run) -> str:
+def digest(run: Run | _WorldRun) -> str:
     """Return a short text that differs between runs of different settings."""
     text = json.dumps(config_to_dict(run), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]

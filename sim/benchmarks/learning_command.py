@@ -19,6 +19,7 @@ from sim.benchmarks.learning_report import build_report, describe_report, to_csv
 from sim.benchmarks.learning_results import Result
 from sim.benchmarks.learning_runs import execute_all
 from sim.benchmarks.processes import Finished
+from sim.benchmarks.run_commands import add_run_arguments, require_jobs
 from sim.benchmarks.run_store import ResultError, read_results
 
 
@@ -33,21 +34,8 @@ def add_learn_arguments(commands: Any, default_config: Path | None = None) -> No
     add_config_arguments(parser, LearningProtocol, default_config)
     named = [*describe_settings(OurConfig, "ours.NAME."), *describe_settings(PeerConfig, "peers.NAME.")]
     parser.epilog += "\n\nsettings of each variant of ours and of each peer:\n" + "\n".join(f"  {line}" for line in named)
-    parser.add_argument(
-        "--results", type=Path, default=Path("runs/learn"), metavar="FOLDER", help="folder of all results (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--only",
-        action="append",
-        default=[],
-        metavar="KEY=NAME,...",
-        help="run and report only these; KEY is task, disturbance, algorithm or seed; may be given several times",
-    )
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at once, one process each (default: %(default)s)")
+    add_run_arguments(parser, "runs/learn", "task, disturbance, algorithm or seed")
     parser.add_argument("--redo", action="store_true", help="replace results of other settings (to repeat one, remove its file)")
-    parser.add_argument("--report", action="store_true", help="run nothing, report on the results that are there")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that is reported to FILE too")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write all evaluations to FILE, a line for each")
     parser.add_argument("--figure", type=Path, metavar="FILE", help="draw learning curves and aggregated scores to FILE, a PNG")
     parser.set_defaults(run=run_learn)
@@ -69,8 +57,7 @@ def run_learn(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _train_missing(protocol: LearningProtocol, arguments: argparse.Namespace) -> list[str]:
     """Carry out the runs of a protocol whose results are not there yet; returns the titles of those that failed."""
-    if arguments.jobs < 1:
-        raise ValueError(f"--jobs must be 1 or more, got {arguments.jobs}")
+    require_jobs(arguments)
     require_peers(protocol.peers.values())
     runs = plan_runs(protocol)
     stored = read_results(arguments.results, runs, Result)

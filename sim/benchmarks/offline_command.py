@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from dpg_robot.config import add_config_arguments, config_from_arguments, config_to_dict
 from sim.benchmarks.learning_statistics import standard_error
 from sim.benchmarks.offline_data import prepare_datasets
 from sim.benchmarks.offline_protocol import OfflineProtocol, OfflineRun, select_runs
-from sim.benchmarks.offline_runs import OfflineResult, execute_all, read_results
+from sim.benchmarks.offline_runs import OfflineResult, execute_all
+from sim.benchmarks.run_commands import add_run_arguments, do_runs, require_jobs, say_what_is_missing
+from sim.benchmarks.run_store import read_same_results
 from sim.benchmarks.tables import markdown_table
 
 
@@ -29,45 +28,29 @@ def add_offline_arguments(commands: Any, default_config: Path | None = None) -> 
         "simulation. Data sets are made when they are needed; runs that are there already are not done again.",
     )
     add_config_arguments(parser, OfflineProtocol, default_config)
-    parser.add_argument(
-        "--results", type=Path, default=Path("runs/offline-benchmark"), metavar="FOLDER",
-        help="folder of data sets and results (default: %(default)s)",
-    )  # fmt: skip
+    add_run_arguments(parser, "runs/offline-benchmark", "task, kind, algorithm or seed", holds="data sets and results")
     parser.add_argument("--d3rlpy-python", type=Path, metavar="FILE", help="a Python that has d3rlpy, for the peers")
-    parser.add_argument(
-        "--only", action="append", default=[], metavar="KEY=NAME,...",
-        help="run and report only these; KEY is task, kind, algorithm or seed; may be given several times",
-    )  # fmt: skip
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at once, one process each (default: %(default)s)")
-    parser.add_argument("--report", action="store_true", help="run nothing, report on the results that are there")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that is reported to FILE too")
     parser.set_defaults(run=run_offline)
 
 
 def run_offline(arguments: argparse.Namespace) -> dict[str, Any]:
     """Do the runs that are missing, then print the table and return all that was measured."""
-    if arguments.jobs < 1:
-        raise ValueError(f"--jobs must be 1 or more, got {arguments.jobs}")
+    require_jobs(arguments)
     protocol = config_from_arguments(OfflineProtocol, arguments)
     runs = select_runs(protocol, arguments.only)
-    there = read_results(arguments.results, runs)
+    there = read_same_results(arguments.results, runs, OfflineResult)
     failed: list[str] = []
     if not arguments.report:
         prepare_datasets(protocol, runs, arguments.results, not arguments.quiet)
-        missing = [run for run in runs if run not in there]
-        print(f"{len(missing)} runs to do, {len(there)} are there already", file=sys.stderr)
-        updates = sum(run.updates for run in missing)
-        bar = tqdm(total=updates, unit="update", unit_scale=True, disable=arguments.quiet, file=sys.stderr)
-        endings = execute_all(missing, arguments.results, arguments.d3rlpy_python, arguments.jobs, bar.update)
-        with bar, closing(endings):
-            for finished in endings:
-                if finished.value is None:
-                    failed.append(finished.run.title)
-                    tqdm.write(f"{finished.run.title}: FAILED\n{finished.error.rstrip()}", file=sys.stderr)
-                else:
-                    there[finished.run] = finished.value
-                    tqdm.write(f"{finished.run.title}: return {finished.value.final_return:.1f}", file=sys.stderr)
+        missing = say_what_is_missing(runs, there)
+        failed = do_runs(
+            lambda progress: execute_all(missing, arguments.results, arguments.d3rlpy_python, arguments.jobs, progress),
+            there,
+            lambda finished, result: f"return {result.final_return:.1f}",
+            total=sum(run.updates for run in missing),
+            unit="update",
+            quiet=arguments.quiet,
+        )
     report = build_report(runs, there)
     print(describe_report(report))
     return {"settings": config_to_dict(protocol), **report, "failed": failed}

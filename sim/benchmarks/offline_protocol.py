@@ -12,7 +12,7 @@ from dpg_robot.config import config_to_dict, setting
 from dpg_robot.learning.learner import LearnerConfig
 from dpg_robot.learning.offline import BehaviourConfig
 from dpg_robot.learning.trainer import TrainerConfig
-from sim.benchmarks.filters import parse_filters
+from sim.benchmarks.filters import select_by_attributes
 from sim.benchmarks.offline_peers import PeerName
 from sim.dataset_kinds import Behaviour
 
@@ -151,5 +151,4 @@ def select_runs(protocol: OfflineProtocol, filters: Sequence[str]) -> list[Offli
     runs = plan_runs(protocol)
     keys = ("task", "kind", "algorithm", "seed")
     known = {key: list(dict.fromkeys(str(getattr(run, key)) for run in runs)) for key in keys}
-    wanted = parse_filters(filters, known)
-    return [run for run in runs if all(str(getattr(run, key)) in names for key, names in wanted.items())]
+    return select_by_attributes(runs, filters, known)

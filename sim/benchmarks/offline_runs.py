@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -164,19 +164,3 @@ def _execute_and_write(run: OfflineRun, progress: Progress, results: Path, pytho
     result = execute(run, results, python, progress)
     run_store.write_result(results, run, result)
     return result
-
-
-def read_results(folder: Path, runs: Iterable[OfflineRun]) -> dict[OfflineRun, OfflineResult]:
-    """Return the results of runs that are there.
-
-    Raises:
-        ResultError: a file that cannot be read, or a result of other settings.
-    """
-    stored = run_store.read_results(folder, runs, OfflineResult)
-    if stored.other:
-        run, differing = next(iter(stored.other.items()))
-        raise ResultError(
-            f"{folder / run.place} is a result of other settings ({'; '.join(differing[:3])}); "
-            "remove it, or choose another folder with --results"
-        )
-    return stored.results

@@ -12,7 +12,7 @@ from dpg_robot.config import config_to_dict, setting
 from dpg_robot.errors import unknown_name
 from dpg_robot.learning.learner import LearnerConfig
 from dpg_robot.learning.offline_trainer import OfflineTrainerConfig
-from sim.benchmarks.filters import parse_filters
+from sim.benchmarks.filters import select_by_attributes
 from sim.benchmarks.learning_protocol import OurConfig, Run
 from sim.disturbance import DISTURBANCE_PRESETS, Disturbance
 from sim.presets import resolve_preset
@@ -156,9 +156,8 @@ def select_runs(protocol: OfflineStartProtocol, filters: Sequence[str]) -> list[
         UnknownNameError: a key or a name that there is not.
     """
     known = {"task": list(protocol.tasks), "start": list(protocol.starts), "seed": [str(seed) for seed in protocol.seeds]}
-    wanted = parse_filters(filters, known)
     runs = [
         OfflineStartRun(task, start, seed, protocol)
         for seed, task, start in itertools.product(protocol.seeds, protocol.tasks, protocol.starts)
     ]
-    return [run for run in runs if all(str(getattr(run, key)) in names for key, names in wanted.items())]
+    return select_by_attributes(runs, filters, known)

@@ -85,6 +85,22 @@ def read_results(folder: Path, runs: Iterable[R], result_class: type[V]) -> Stor
     return Stored(results, other)
 
 
+def read_same_results(folder: Path, runs: Iterable[R], result_class: type[V]) -> dict[R, V]:
+    """Return the results of runs that are there, as :func:`read_results` does.
+
+    Raises:
+        ResultError: one is of other settings, or cannot be read.
+    """
+    stored = read_results(folder, runs, result_class)
+    if stored.other:
+        run, differing = next(iter(stored.other.items()))
+        raise ResultError(
+            f"{folder / run.place} is a result of other settings ({'; '.join(differing[:3])}); "
+            "remove it, or choose another folder with --results"
+        )
+    return dict(stored.results)
+
+
 def _differences(stored: Any, wanted: Any, key: str = "") -> list[str]:
     """Return what differs between two trees of plain values, as texts that name the keys."""
     if isinstance(stored, dict) and isinstance(wanted, dict):
